@@ -24,14 +24,14 @@ DELETED = "deleted.json"
 
 @dataclass(frozen=True)
 class BuiltDataset:
-    """A built data set; its records are read on demand, also in worker processes.
+    """A built data set, whose records are read on demand. It can be sent to worker processes.
 
     Attributes:
       settings: settings of the data set.
       name: NAME/CONFIG/VERSION, as TFDS writes it.
       folder: folder of its shards.
-      splits: number of records of each split that has any.
-      metadata: metadata of the builder, such as names of labels.
+      splits: number of records of each split that is not empty.
+      metadata: metadata of the builder, such as the names of classes.
     """
 
     settings: Dataset
@@ -41,11 +41,12 @@ class BuiltDataset:
     metadata: dict[str, Any]
 
     def records(self, split: str) -> Records:
-        """Random access to the records of a split."""
+        """Returns the records of a split, with random access."""
         return Records(self.settings, self.folder, split)
 
     def modalities(self) -> set[str]:
-        """Modalities of training records: those in the report of a folder of files, otherwise all of the data set."""
+        """Returns the modalities of training records, by the report of the build if there is one, else by the
+        settings."""
         path = self.folder / report.FILE
         if not path.exists():
             return set(self.settings.media_shapes())
@@ -57,7 +58,7 @@ class BuiltDataset:
 
     @property
     def fingerprint(self) -> str:
-        """Identity of the records as they were built; deleting samples does not change it."""
+        """Hash that identifies the build; deletions do not change it."""
         deletions = read_deleted(self.folder)
         if deletions is not None:
             return deletions["fingerprint"]
@@ -65,12 +66,12 @@ class BuiltDataset:
 
     @property
     def deleted(self) -> list[dict[str, Any]]:
-        """Deletions of samples since the build, oldest first: number of samples, date, hash of the list of ids."""
+        """Deletions since the build, oldest first, each with the number of samples, the date and a hash of the ids."""
         return (read_deleted(self.folder) or {"deleted": []})["deleted"]
 
 
 def read_deleted(folder: Path) -> dict[str, Any] | None:
-    """The content of `deleted.json`; None if the file does not exist.
+    """Returns the content of `deleted.json`; None if the file does not exist.
 
     Raises:
       UserError: the file is damaged.
@@ -91,9 +92,9 @@ def read_deleted(folder: Path) -> dict[str, Any] | None:
 
 
 def load_builder(settings: Dataset, data_dir: Path) -> "tfds.core.DatasetBuilder":
-    """The prepared TFDS builder of a data set below `data_dir`; builds only what does not exist.
+    """Returns the prepared TFDS builder of a data set below `data_dir`; builds only what does not exist.
 
-    It comes from `build` in `data/KIND/builder.py`, which is imported here and nowhere else.
+    Calls `build` of `data/KIND/builder.py`, which no other function imports.
 
     Raises:
       UserError: as raised by the builder.
@@ -109,10 +110,10 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
       settings: settings of the data set.
       data_dir: folder of data sets.
       recorded: name of the data set that a run was trained on (see `BuiltDataset.name`). If it exists, it is opened
-        even if the files that it was built from have changed; a line on stderr then reports the change.
+        even if its source files have changed; a line on stderr then reports the change.
 
     Raises:
-      UserError: its training split is empty, its description is damaged, or as raised by the builder.
+      UserError: the split train is empty, the description is damaged, or as raised by the builder.
     """
     from google.protobuf.json_format import ParseError
 
@@ -128,7 +129,7 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
     if not (Path(builder.data_dir) / INFO).exists():
         raise UserError(f"{builder.data_dir} has no dataset_info.json: remove this folder and build again")
     publish_folder(Path(builder.data_dir), INFO)
-    # TFDS lists empty splits, too.
+    # TFDS also lists empty splits.
     splits = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
     if "train" not in splits:
         raise UserError(f"{builder.info.full_name}: its split train is empty; {builder.data_dir}")

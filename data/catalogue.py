@@ -1,4 +1,4 @@
-"""The data sets by name, and their cards."""
+"""The catalogue of data sets and their cards."""
 
 import importlib.resources
 import typing
@@ -19,7 +19,7 @@ DATASETS: dict[str, type[Dataset]] = {settings.kind: settings for settings in ty
 
 
 def card(name: str) -> str:
-    """The card of a data set: the text of its README.
+    """Returns the card of a data set: the text of its README.
 
     Raises:
       UserError: there is no data set of that name.

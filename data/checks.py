@@ -1,4 +1,4 @@
-"""Checks of settings, whose errors name the field, its value and what it must be. Importing this module is cheap."""
+"""Checks of settings; errors state the field, its value and the requirement. Importing this module is cheap."""
 
 import math
 from typing import Any
@@ -8,18 +8,18 @@ from selfflow.errors import UserError
 
 
 def require(holds: bool, settings: Dataset, name: str, remedy: str) -> None:
-    """Raises a `UserError` about the field `name`, unless a condition holds."""
+    """Raises a `UserError` about the field `name` if a condition does not hold."""
     if not holds:
         raise UserError(f"{settings.kind}.{name} = {getattr(settings, name)!r}: {remedy}")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float."""
+    """Returns whether a value is a finite int or float."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def check_numbers(settings: Dataset, *names: str, whole: bool = False) -> None:
-    """Checks that fields are finite numbers; with `whole`, integers."""
+    """Checks that fields are finite numbers, or integers if `whole` is true."""
     for name in names:
         value = getattr(settings, name)
         require(is_number(value), settings, name, "must be a finite number")
@@ -27,12 +27,12 @@ def check_numbers(settings: Dataset, *names: str, whole: bool = False) -> None:
 
 
 def whole_samples(settings: Dataset, frames: int) -> int:
-    """Audio samples of a clip of some frames.
+    """Returns the number of audio samples in a clip of `frames` frames.
 
     Raises:
       UserError: the clip does not last a whole number of samples.
     """
-    # A fraction of a sample would let audio drift against video from clip to clip.
+    # With a fraction of a sample, audio would drift against video from clip to clip.
     samples = frames * settings.sample_rate / settings.frames_per_second
     if abs(samples - round(samples)) > 1e-6:
         raise UserError(

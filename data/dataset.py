@@ -108,7 +108,7 @@ class Dataset(Protocol):
         ...
 
     def resolved(self, previous: "Self | None" = None) -> Self:
-        """A copy with fields filled in from the source, so that a run does not need the source.
+        """Returns a copy with fields filled in from the source, so that a run does not need the source.
 
         Args:
           previous: settings of an interrupted run, whose fields are taken if they are of the same source.
@@ -120,17 +120,18 @@ class Dataset(Protocol):
         return self
 
     def source_folder(self, data_dir: Path) -> str:
-        """The folder of the original files, which a new build reads again; "" for generated data."""
+        """Returns the folder of the original files, which a new build reads again; "" for generated data."""
         del data_dir
         return ""
 
     def source_changed(self, folder: Path) -> bool:
-        """Whether the original files exist and differ from those that the data set in `folder` was built from."""
+        """Returns whether the original files exist and differ from those that the data set in `folder` was built
+        from."""
         del folder
         return False
 
     def decoder(self, folder: Path) -> Callable[[bytes], dict[str, Any]]:
-        """A function from the serialized records of the prepared data set in `folder` to records."""
+        """Returns a function from the serialized records of the prepared data set in `folder` to records."""
         features = read_features(folder)
 
         def decode(raw: bytes) -> dict[str, Any]:

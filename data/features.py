@@ -25,7 +25,7 @@ Spec = dict[str, Any]
 
 
 def read_specs(folder: Path) -> dict[str, Spec]:
-    """The features of the records in `folder`, by dotted path; those inside sequences of several are left out.
+    """Returns the features of the records in `folder`, by dotted path; those inside sequences of several are left out.
 
     Raises:
       UserError: there is no features.json of TFDS 4.9 or newer.
@@ -34,12 +34,12 @@ def read_specs(folder: Path) -> dict[str, Spec]:
 
 
 def type_of(spec: Spec) -> str:
-    """The class of a feature, such as "Image" or "ClassLabel"."""
+    """Returns the class of a feature, such as "Image" or "ClassLabel"."""
     return spec["pythonClassName"].rsplit(".", 1)[-1]
 
 
 def content_of(spec: Spec) -> dict[str, Any]:
-    """The fields of a feature, such as its shape and dtype."""
+    """Returns the fields of a feature, such as its shape and dtype."""
     for key, value in spec.items():
         if key not in ("pythonClassName", "description"):
             return value
@@ -49,7 +49,7 @@ def content_of(spec: Spec) -> dict[str, Any]:
 def read_features(
     folder: Path, only: Collection[str] | None = None, encoded: bool = False
 ) -> "tfds.features.FeaturesDict":
-    """The features of the records in `folder`, ready to deserialize them.
+    """Returns the features of the records in `folder`, ready to deserialize them.
 
     Args:
       folder: folder of a prepared data set.
@@ -90,7 +90,7 @@ def _leaves(spec: Spec, prefix: str = "") -> Iterator[tuple[str, Spec]]:
 
 
 def _without_tensorflow(spec: Spec, path: str, only: Collection[str] | None, encoded: bool) -> Spec:
-    """A feature that TFDS deserializes without TensorFlow, of a feature at a dotted path."""
+    """Returns a feature that TFDS deserializes without TensorFlow, of a feature at a dotted path."""
     kind, content = type_of(spec), content_of(spec)
     if kind == "FeaturesDict":
         return spec | {"featuresDict": {"features": _selected(content["features"], path, only, encoded)}}
@@ -110,7 +110,7 @@ def _without_tensorflow(spec: Spec, path: str, only: Collection[str] | None, enc
 
 
 def _selected(features: dict[str, Spec], path: str, only: Collection[str] | None, encoded: bool) -> dict[str, Spec]:
-    """Those features of a FeaturesDict that are in `only`, or contain one that is."""
+    """Returns those features of a FeaturesDict that are in `only`, or contain one that is."""
     selected = {}
     for name, feature in features.items():
         feature_path = f"{path}.{name}" if path else name
@@ -122,7 +122,7 @@ def _selected(features: dict[str, Spec], path: str, only: Collection[str] | None
 
 
 def _image_sequence(video: dict[str, Any]) -> Spec:
-    """A Video feature as a sequence of images."""
+    """Returns a Video feature as a sequence of images."""
     image = _subset(video, "dtype", "encodingFormat", "useColormap")
     dimensions = video.get("shape", {}).get("dimensions", [])
     if dimensions:

@@ -43,20 +43,20 @@ class FolderSettings(Dataset):
             raise UserError(f"{self.kind}.source is empty; name the folder of your files, such as --source ~/files")
 
     def folder(self) -> str:
-        """The absolute path of `source`, or "" if it is empty."""
+        """Returns the absolute path of `source`, or "" if it is empty."""
         return os.path.abspath(os.path.expanduser(self.source)) if self.source else ""
 
     def resolved(self, previous: Self | None = None) -> Self:
-        """A copy with the absolute path of `source`, which holds in any working directory."""
+        """Returns a copy with the absolute path of `source`, which holds in any working directory."""
         del previous
         return replace(self, source=self.folder())
 
     def source_folder(self, data_dir: Path) -> str:
-        """The folder of the user's files."""
+        """Returns the folder of the user's files."""
         return self.source
 
     def contents(self, data_dir: Path) -> "tuple[list[File], list[Remark]]":
-        """The files whose paths, sizes and times identify the contents of the folder, and remarks on others.
+        """Returns the files whose paths, sizes and times identify the contents of the folder, and remarks on others.
 
         Raises:
           UserError: the folder is missing, is not a folder, or cannot be listed.
@@ -71,7 +71,8 @@ class FolderSettings(Dataset):
         return not folder.parent.name.endswith(f"-{fingerprint(self.contents(data_dir)[0])}")
 
     def key(self) -> str:
-        """A short hash of all settings that change a record. The contents of the folder have a hash of their own."""
+        """Returns a short hash of all settings that change a record. The contents of the folder have a hash of their
+        own."""
         settings = {name: value for name, value in asdict(self).items() if name not in self.derived}
         # With a name the data set is the same wherever its folder is.
         if self.name:
@@ -99,7 +100,8 @@ class File:
 
 
 def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[list[File], list[Remark]]:
-    """All regular files of a data set's folder in the order of their paths, and remarks on what cannot be opened.
+    """Returns all regular files of a data set's folder in the order of their paths, and remarks on what cannot be
+    opened.
 
     Hidden files and folders, and the `excluded` folders, are left out. Links are followed, each folder once.
 
@@ -152,18 +154,18 @@ def scan(settings: FolderSettings, excluded: tuple[Path, ...] = ()) -> tuple[lis
 
 
 def fingerprint(files: list[File]) -> str:
-    """A short hash of the paths, sizes and times of `files`."""
+    """Returns a short hash of the paths, sizes and times of `files`."""
     lines = "".join(f"{file.relative}\0{file.size}\0{file.modified}\n" for file in files)
     return digest(lines, 8)
 
 
 def position(relative: str, seed: int) -> float:
-    """A number in [0, 1) that depends on a file's path and the seed alone."""
+    """Returns a number in [0, 1) that depends on a file's path and the seed alone."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{relative}".encode()).digest()[:6], "big") / 2**48
 
 
 def split_of(relative: str, seed: int, validation_fraction: float, test_fraction: float) -> str:
-    """The split of a file: `train`, `validation` or `test`. It does not depend on other files."""
+    """Returns the split of a file: `train`, `validation` or `test`. It does not depend on other files."""
     value = position(relative, seed)
     if value < test_fraction:
         return "test"

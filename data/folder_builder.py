@@ -46,7 +46,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         super().__init__(**kwargs)
 
     def records_of(self, file: File, notes: Notes) -> Iterator[FileRecord]:
-        """The records of one file; omissions are added to `notes`.
+        """Yields the records of one file; omissions are added to `notes`.
 
         Raises:
           Unusable: the file yields no further records. Other exceptions are reported, too.
@@ -54,7 +54,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         raise NotImplementedError
 
     def split_of(self, file: File) -> str | None:
-        """The split of a file; None to leave it out, which the data set remarks on."""
+        """Returns the split of a file, or None to leave the file out, for which a subclass adds a remark."""
         settings = self.builder_config.settings
         return split_of(file.relative, settings.seed, settings.validation_fraction, settings.test_fraction)
 
@@ -89,7 +89,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
                 progress.advance()
 
     def _records_and_report(self, file: File, split: str) -> Iterator[dict[str, Any]]:
-        """The records of a file; its problems are added to the report."""
+        """Yields the records of a file; its problems are added to the report."""
         notes, count, problem = Notes(), 0, None
         try:
             for content, record in self.records_of(file, notes):
@@ -110,7 +110,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         (self.report.partial if count else self.report.skipped).extend(remarks)
 
     def split_parts(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
-        """A split without records is left out, train never is."""
+        """Returns the parts of each split that has records; the split train always has some."""
         report = self.report
         sources = {split: [split] for split in SPLITS if split in written}
         if not sources:
@@ -125,7 +125,7 @@ class FolderBuilder(RecordsBuilder, skip_registration=True):
         return {split: [written[part] for part in parts] for split, parts in sources.items()}
 
     def _reasons(self) -> str:
-        """The reasons why files were skipped, the most frequent first, and the first detail."""
+        """Returns the reasons why files were skipped, the most frequent first, and the first detail."""
         reasons = Counter(remark.reason for remark in self.report.skipped).most_common()
         text = ", ".join(f"{count} {reason}" for reason, count in reasons) or self.empty
         details = [f"{remark.file}: {remark.detail}" for remark in self.report.skipped if remark.detail]
@@ -141,7 +141,7 @@ Builder = TypeVar("Builder", bound=FolderBuilder)
 def open_builder(
     builder: type[Builder], settings: FolderSettings, data_dir: Path, name: str, **arguments: Any
 ) -> Builder:
-    """A builder of the data set whose config has some name; `arguments` are needed to build it."""
+    """Returns a builder of the data set whose config has some name; `arguments` are needed to build it."""
     config = Config(name=name, settings=settings)
     return builder(data_dir=str(data_dir), config=config, file_format="array_record", **arguments)
 

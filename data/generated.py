@@ -64,7 +64,8 @@ class GeneratedSettings(Dataset):
 
 
 def settings_hash(settings: GeneratedSettings, ignored: Collection[str] = ()) -> str:
-    """A hash of all settings that change a record; equal values of other types, such as 1 and 1.0, are equal here."""
+    """Returns a hash of all settings that change a record; equal values of other types, such as 1 and 1.0, are equal
+    here."""
     values = {name: value for name, value in dataclasses.asdict(settings).items() if name not in ignored}
     return digest(_canonical(values), 10)
 

@@ -38,7 +38,7 @@ def split_rows(digits: np.ndarray) -> Iterator[tuple[str, int]]:
 
 
 def record(settings: Handwriting, row: int, image: np.ndarray, digit: int) -> dict[str, Any]:
-    """The record of a digit, its image resized with antialiasing to uint8 [size, size, 3]."""
+    """Returns the record of a digit, its image resized with antialiasing to uint8 [size, size, 3]."""
     size = (settings.size, settings.size)
     source = Image.fromarray(image)
     grey = np.asarray(source if source.size == size else source.resize(size, Image.Resampling.BICUBIC))
@@ -55,7 +55,8 @@ def record(settings: Handwriting, row: int, image: np.ndarray, digit: int) -> di
 def build_handwriting(
     settings: Handwriting, data_dir: Path, source: Source, description: str
 ) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of a data set of digits below `data_dir`; writes the data set first if it does not exist.
+    """Returns the TFDS builder of a data set of digits below `data_dir`; writes the data set first if it does not
+    exist.
 
     Raises:
       UserError: as raised by `source`; or `data_dir` cannot be written.

@@ -50,7 +50,7 @@ class Notes:
         self._counts[reason, unit] += 1
 
     def remarks(self, file: str) -> list[Remark]:
-        """All remarks, as remarks on `file`."""
+        """Returns all remarks, as remarks on `file`."""
         remarks = [Remark(file, reason, detail) for reason, detail in self._remarks]
         for (reason, unit), number in self._counts.items():
             remarks.append(Remark(file, reason, f"{number} {unit}"))
@@ -89,7 +89,7 @@ class Report:
 
 
 def read_report(builder) -> dict[str, Any]:
-    """The report of a built data set, as a dict with the fields of `Report`.
+    """Returns the report of a built data set, as a dict with the fields of `Report`.
 
     Args:
       builder: TFDS builder of the data set, from `selfflow.data.built.load_builder`.
@@ -98,7 +98,7 @@ def read_report(builder) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """The report as text: files, records by split, then skipped and partly used files grouped by reason."""
+    """Returns the report as text: files, records by split, then skipped and partly used files grouped by reason."""
     skipped = len({remark["file"] for remark in report["skipped"]})
     partial = len({remark["file"] for remark in report["partial"]})
     lines = [
@@ -115,7 +115,7 @@ def format_report(report: dict[str, Any]) -> str:
 
 
 def _table(records: dict[str, dict[str, int]]) -> list[str]:
-    """A row for each split, a column for each content."""
+    """Formats the number of records as a table with a row for each split and a column for each content."""
     contents = list(CONTENTS)
     for counts in records.values():
         contents += [content for content in counts if content not in contents]

@@ -106,5 +106,5 @@ class ShardReader(Sequence):
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error in one line of at most 200 characters."""
+    """Returns the message of an error in one line of at most 200 characters."""
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

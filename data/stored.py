@@ -32,7 +32,7 @@ class StoredSplit:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """The content of `dataset_info.json`.
+    """Returns the content of `dataset_info.json`.
 
     Raises:
       UserError: it is missing or damaged.
@@ -50,7 +50,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 
 def read_splits(folder: Path, info: dict[str, Any] | None = None) -> dict[str, StoredSplit]:
-    """The splits of a data set by name, including those without records.
+    """Returns the splits of a data set by name, including those without records.
 
     Args:
       folder: folder of the data set.
@@ -70,7 +70,7 @@ def read_splits(folder: Path, info: dict[str, Any] | None = None) -> dict[str, S
 
 
 def shard_paths(folder: Path, info: dict[str, Any], split: str, template: str, count: int) -> list[Path]:
-    """The `count` shards of a split, named by a template of TFDS; "" is its default."""
+    """Returns the `count` shards of a split, named by a template of TFDS; "" is its default."""
     if not count:
         return []
     from tensorflow_datasets.core import naming
@@ -82,7 +82,7 @@ def shard_paths(folder: Path, info: dict[str, Any], split: str, template: str, c
 
 
 def next_template(template: str) -> str:
-    """A template with other file names than `template` gives: kept1-NAME, then kept2-NAME, and so on."""
+    """Returns a template with other file names than `template` gives: kept1-NAME, then kept2-NAME, and so on."""
     from tensorflow_datasets.core import naming
 
     head, slash, tail = (template or naming.DEFAULT_FILENAME_TEMPLATE).rpartition("/")

@@ -92,7 +92,7 @@ class RecordsBuilder(FileReaderBuilder, skip_registration=True):
         raise NotImplementedError
 
     def split_parts(self, written: dict[str, Shards]) -> dict[str, list[Shards]]:
-        """The parts of each split, none without records; by default each split is one part."""
+        """Returns the parts of each split, none without records; by default each split is one part."""
         return {split: [shards] for split, shards in written.items()}
 
     def write_files(self, folder: Path) -> None:
@@ -145,7 +145,7 @@ def _fill(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def prepare(make: Callable[[], Builder], fill: Callable[[Builder], None] = _fill) -> Builder:
-    """A builder of a prepared data set; prepares it if it does not exist. If several processes call it, one
+    """Returns a builder of a prepared data set; prepares it if it does not exist. If several processes call it, one
     builds and the others wait.
 
     Args:

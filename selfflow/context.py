@@ -68,12 +68,12 @@ def draw_context(
 
 
 def modality_context(modalities: dict[str, Modality], names: tuple[str, ...]) -> Masks:
-    """All tokens of the named modalities."""
+    """Returns all tokens of the named modalities."""
     return {m: jnp.full(modality.tokens, m in names) for m, modality in modalities.items()}
 
 
 def first_frame_context(modalities: dict[str, Modality]) -> Masks:
-    """The tokens of the video's first latent frame."""
+    """Returns the tokens of the video's first latent frame."""
     masks = {}
     for m, modality in modalities.items():
         count = modality.tokens // modality.grid[0] if modality_of(m) == "video" else 0
@@ -121,7 +121,7 @@ def inpaint_region_context(
 
 
 def _timed(modalities: dict[str, Modality], inside: Callable[[np.ndarray, np.ndarray], Array]) -> Masks:
-    """The mask `inside(start_N, end_N)` of the tokens' time spans; empty for modalities without time."""
+    """Returns the mask `inside(start_N, end_N)` of the tokens' time spans; empty for modalities without time."""
     masks = {}
     for m, modality in modalities.items():
         masks[m] = jnp.zeros(modality.tokens, bool)
@@ -177,7 +177,7 @@ def _draw_inpaint_region(key: Key[Array, ""], modalities: dict[str, Modality]) -
 
 
 def _interval(key: Key[Array, ""], length: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """A random interval of [0, length], wide enough to overlap a token."""
+    """Returns a random interval of [0, length], wide enough to overlap a token."""
     low, high = jnp.sort(jax.random.uniform(key, (2,)) * length)
     return jnp.minimum(low, length - 4 * _ROUNDING), jnp.maximum(high, low + 4 * _ROUNDING)
 

@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def system_error_message(error: BaseException | None) -> str | None:
-    """A message if an error, or one that caused it, is due to the machine and not to the code; else None.
+    """Returns a message if an error, or one that caused it, is due to the machine and not to the code; else None.
 
     Covers full disks, full shared memory, files that cannot be accessed, and devices that JAX cannot initialise.
     Libraries wrap such errors in other classes.
@@ -66,7 +66,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The remedy for an unknown name: "did you mean X?" for the closest known one, else "there are X, Y"."""
+    """Returns the remedy for an unknown name: "did you mean X?" for the closest known one, else "there are X, Y"."""
     names = list(known)
     closest = difflib.get_close_matches(name.lower(), names, n=1)
     if closest:

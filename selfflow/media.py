@@ -63,7 +63,7 @@ class Medium:
         return getattr(data, self.rate_field) if self.has_time else 0
 
     def matches(self, media: Any) -> bool:
-        """Whether an array [..., *axes] has this medium's dtype, axes and, for RGB, its 3 channels."""
+        """Returns whether an array [..., *axes] has this medium's dtype, axes and, for RGB, its 3 channels."""
         if not isinstance(media, np.ndarray) or media.dtype != self.dtype or media.ndim < len(self.axes):
             return False
         return not self.is_visual or media.shape[-1] == 3
@@ -78,7 +78,7 @@ class Medium:
         return media[..., None] if len(self.axes) == 1 else media
 
     def from_sequence(self, media: np.ndarray) -> np.ndarray:
-        """The inverse of `to_sequence`."""
+        """Returns the inverse of `to_sequence`."""
         if not self.has_time:
             return media[..., 0, :, :, :]
         return media[..., 0] if len(self.axes) == 1 else media
@@ -138,7 +138,7 @@ MEDIA: dict[str, Medium] = {
 
 
 def medium_of(stream: str) -> Medium:
-    """The medium of a stream: of `image:reference` that of `image`.
+    """Returns the medium of a stream: of `image:reference` that of `image`.
 
     Raises:
       UserError: if there is no such medium.
@@ -150,7 +150,7 @@ def medium_of(stream: str) -> Medium:
 
 
 def images_only(modalities: Iterable[str]) -> bool:
-    """Whether none of the modalities has a time axis, so that a sheet shows all of a clip."""
+    """Returns whether none of the modalities has a time axis, so that a sheet shows all of a clip."""
     return not any(medium_of(m).has_time for m in modalities)
 
 
@@ -164,7 +164,7 @@ def to_unit_range(media: Any) -> Any:
 
 
 def from_unit_range(x: np.ndarray, medium: Medium) -> np.ndarray:
-    """The inverse of `to_unit_range`, rounded; values outside of [-1, 1] are clipped."""
+    """Returns the inverse of `to_unit_range`, rounded; values outside of [-1, 1] are clipped."""
     if medium.dtype == "uint8":
         return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
     if medium.dtype == "int16":

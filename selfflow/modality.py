@@ -49,7 +49,7 @@ class Modality:
                 )
 
     def lasting(self, frames: int) -> "Modality":
-        """The modality with another number of latent frames.
+        """Returns the modality with another number of latent frames.
 
         Raises:
           ValueError: if there is no time axis.
@@ -84,7 +84,7 @@ class Modality:
         return tokens.reshape(batch, self.tokens, self.token_size)
 
     def from_tokens(self, tokens_BNP: Float[Array, "B N P"]) -> Float[Array, "B ... C"]:
-        """The inverse of `to_tokens`."""
+        """Returns the inverse of `to_tokens`."""
         batch, axes = tokens_BNP.shape[0], len(self.patch)
         split = tokens_BNP.reshape(batch, *self.grid, self.latent[-1], *self.patch)
         # [B, h, w, C, p, q] -> [B, h, p, w, q, C]
@@ -92,7 +92,8 @@ class Modality:
         return split.transpose(0, *order, 1 + axes).reshape(batch, *self.latent)
 
     def of_tokens(self, count: int) -> "Modality":
-        """The modality of latents with `count` tokens: clips may be shorter or longer than the nominal length."""
+        """Returns the modality of latents with `count` tokens: clips may be shorter or longer than the nominal
+        length."""
         return self if count == self.tokens else self.lasting(count // math.prod(self.grid[1:]) * self.patch[0])
 
     def valid_tokens(self, frames_B: Int[Array, "B"]) -> Bool[Array, "B N"]:
@@ -122,7 +123,7 @@ def _interleave(first: Iterable[int], second: Iterable[int]) -> list[int]:
 
 
 def modality_of(stream: str) -> str:
-    """The name of a stream's modality: the part before the colon, such as "image" of "image:reference"."""
+    """Returns the name of a stream's modality: the part before the colon, such as "image" of "image:reference"."""
     return stream.partition(":")[0]
 
 
@@ -137,7 +138,7 @@ def frames_of_tokens(frames: int, tokens: int) -> Int[np.ndarray, "tokens+1"]:
 
 
 def of_latents(modalities: dict[str, Modality], latents: dict[str, jax.Array]) -> dict[str, Modality]:
-    """The modalities of latents [B, ...], whose number of latent frames may differ from the nominal one.
+    """Returns the modalities of latents [B, ...], whose number of latent frames may differ from the nominal one.
 
     Raises:
       ValueError: if a shape differs in more than its length.

@@ -39,11 +39,11 @@ class Corruption(NamedTuple):
     context: dict[str, Bool[Array, "B N"]]
 
     def tau(self) -> dict[str, Float[Array, "B N"]]:
-        """The noise level of every token."""
+        """Returns the noise level of every token."""
         return {m: jnp.take_along_axis(self.levels[m], self.assignment[m], axis=1) for m in self.levels}
 
     def at_min_level(self) -> "Corruption":
-        """All tokens of a modality at the lowest of its levels, min(t, s); context tokens stay at 0.
+        """Returns all tokens of a modality at the lowest of its levels, min(t, s); context tokens stay at 0.
 
         This is the teacher's view in arXiv 2603.06507.
         """
@@ -60,14 +60,14 @@ class Corruption(NamedTuple):
         return Corruption(levels, assignment, self.context)
 
     def lowered_by(self, by: dict[str, Float[Array, "B K"]]) -> "Corruption":
-        """Every level minus `by`, at least 0."""
+        """Returns every level minus `by`, at least 0."""
         levels = {}
         for m, level_BK in self.levels.items():
             levels[m] = jnp.maximum(level_BK - by[m], 0)
         return self._replace(levels=levels)
 
     def with_context(self, context: dict[str, Bool[Array, "B N"]]) -> "Corruption":
-        """The same corruption with the `context` tokens at tau = 0."""
+        """Returns the same corruption with the `context` tokens at tau = 0."""
         levels, assignment = dict(self.levels), dict(self.assignment)
         for m, context_BN in context.items():
             count = levels[m].shape[1]
@@ -115,7 +115,7 @@ class UniformTau:
         _check_shift(self.shift)
 
     def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The tau below which a fraction `u` of the distribution lies."""
+        """Returns the tau below which a fraction `u` of the distribution lies."""
         return _shifted(u, self.shift)
 
 
@@ -137,7 +137,7 @@ class LogitNormalTau:
             raise UserError(f"tau.std is {self.std}: give a number above 0")
 
     def quantile(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The tau below which a fraction `u` of the distribution lies."""
+        """Returns the tau below which a fraction `u` of the distribution lies."""
         # logit(tau) ~ N(mean, std^2), so that tau = sigmoid(mean + std Phi^-1(u)).
         return _shifted(jax.nn.sigmoid(self.mean + self.std * jax.scipy.special.ndtri(u)), self.shift)
 
@@ -179,7 +179,8 @@ class _Schedule:
         return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
     def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, high: float) -> dict[str, Float[Array, "B K"]]:
-        """A uniform number in [0, high) for each level, by modality: which is subtracted from a teacher's levels."""
+        """Returns a uniform number in [0, high) for each level, by modality: which is subtracted from a teacher's
+        levels."""
         intervals = {}
         for m, level_BK in corruption.levels.items():
             intervals[m] = high * self._uniforms(keys_B, "interval", m, level_BK.shape[1])
@@ -239,7 +240,7 @@ class _Masked(_Schedule):
         return self.mask_ratio[name]
 
     def _masks(self, keys_B: Key[Array, "B"], layout: dict[str, int]) -> dict[str, Int[Array, "B N"]]:
-        """The set M of each modality: 1 for masked tokens, 0 for the others, drawn per modality."""
+        """Returns the set M of each modality: 1 for masked tokens, 0 for the others, drawn per modality."""
         return {m: self._mask(keys_B, m, tokens) for m, tokens in layout.items()}
 
     def _mask(self, keys_B: Key[Array, "B"], modality: str, tokens: int) -> Int[Array, "B N"]:

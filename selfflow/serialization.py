@@ -11,7 +11,7 @@ from selfflow.errors import UserError, did_you_mean
 
 
 def to_json(value: Any) -> Any:
-    """A tree of dataclasses, dicts, tuples and plain values as JSON data."""
+    """Returns a tree of dataclasses, dicts, tuples and plain values as JSON data."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -20,7 +20,7 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(data: Any, kind: Any, where: str, name: str = "") -> Any:
-    """The inverse of `to_json`, which checks every field against its type.
+    """Returns the inverse of `to_json`, which checks every field against its type.
 
     Args:
       data: JSON data.
@@ -80,7 +80,8 @@ def _read_dataclass(data: dict[str, Any], kind: type, where: str, name: str) -> 
 
 
 def _union_member(data: Any, members: tuple, error: UserError) -> Any:
-    """The member of a union that JSON data belongs to: a dataclass by its field `kind`, None, or the one other type."""
+    """Returns the member of a union that JSON data belongs to: a dataclass by its field `kind`, None, or the one other
+    type."""
     if isinstance(data, dict):
         for member in members:
             if dataclasses.is_dataclass(member):
@@ -110,7 +111,7 @@ def _type_name(kind: Any) -> str:
 
 
 def dataclasses_in(kind: Any) -> set[type]:
-    """All dataclasses that occur in a type, itself included."""
+    """Returns all dataclasses that occur in a type, itself included."""
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         parts, classes = [hints[field.name] for field in dataclasses.fields(kind)], {kind}
@@ -122,7 +123,7 @@ def dataclasses_in(kind: Any) -> set[type]:
 
 
 def digest(value: Any, length: int = 16) -> str:
-    """The first hexadecimal digits of the SHA-256 of JSON data.
+    """Returns the first hexadecimal digits of the SHA-256 of JSON data.
 
     Args:
       value: JSON data, in which the order of keys makes no difference; or text, which is hashed as UTF-8.

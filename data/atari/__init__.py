@@ -1,4 +1,4 @@
-"""Atari: clips of a console game under a random policy, with audio and actions. Importing this is cheap."""
+"""Atari: clips of a console game under a random policy, with audio and actions. Importing this module is cheap."""
 
 import re
 from dataclasses import dataclass
@@ -26,9 +26,9 @@ class Atari(GeneratedSettings):
     action_seconds: float = 0.4
     """Mean time for which the random policy holds an action, seconds."""
     skip_seconds: float = 2.0
-    """Play before the first clip of an episode, seconds."""
+    """Duration of play before the first clip of an episode, seconds."""
     clips_per_episode: int = 16
-    """Maximum number of successive clips of an episode; then the console is reset."""
+    """Maximum number of successive clips of an episode, after which the console is reset."""
     licence: ClassVar[str] = "ALE is GPL-2.0; the games belong to their makers"
     package: ClassVar[str] = "ale_py"
     extra: ClassVar[str] = "atari"
@@ -44,5 +44,5 @@ class Atari(GeneratedSettings):
 
     @property
     def config_name(self) -> str:
-        """Name of the TFDS config: every setting changes it."""
+        """Name of the TFDS config, which depends on every setting."""
         return f"{re.sub(r'[^a-z0-9]+', '_', self.game.lower())}_{settings_hash(self)}"

@@ -1,4 +1,4 @@
-"""Clips of episodes as a TFDS data set."""
+"""The TFDS builder of Atari."""
 
 import dataclasses
 import importlib.metadata
@@ -58,7 +58,7 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
     def records(self) -> Iterator[tuple[str, dict]]:
         settings = self.builder_config.settings
         console = Console(settings.game)
-        # The version is known only if the package is installed, which is not required for reading.
+        # Added here and not in `_info`, because a built data set is read without ale-py.
         self.info.metadata["ale_py"] = importlib.metadata.version("ale-py")
         with_audio = 0
         total = sum(map(settings.clips, settings.splits))
@@ -69,16 +69,16 @@ class AtariBuilder(RecordsBuilder, skip_registration=True):
                     with_audio += record["present"]["audio"]
                     progress.advance()
                     yield split, {"id": f"atari-{settings.game}-{split}-{number:06d}", **record}
-        # Some games make no sound; their clips have video alone.
+        # Clips of silent games have video only.
         if not with_audio:
             print(f"atari: {settings.game} makes no sound; no clip has audio", file=sys.stderr)
 
 
 def _endless_clips(settings: Atari, console: Console, split: str) -> Iterator[dict]:
-    """The records of one episode after another.
+    """Yields the records of successive episodes without end.
 
     Raises:
-      UserError: several episodes in a row end before a clip does.
+      UserError: several successive episodes are shorter than a clip.
     """
     empty = 0
     for number in itertools.count():
@@ -95,7 +95,7 @@ def _endless_clips(settings: Atari, console: Console, split: str) -> Iterator[di
 
 
 def build(settings: Atari, data_dir: Path) -> AtariBuilder:
-    """The TFDS builder below `data_dir`; plays the game first if the data set does not exist.
+    """Returns the TFDS builder below `data_dir`; plays the game first if the data set does not exist.
 
     Raises:
       UserError: ale-py is missing, it has no such game, the game needs two players or yields no clips, or `data_dir`

@@ -10,7 +10,7 @@ from selfflow.errors import UserError, did_you_mean
 SAMPLES_PER_FRAME = 512
 """Audio samples per frame, uint8 around 128: 30 720 Hz at 60 frames per second."""
 FIRE = 1
-# These need two players: ale-py has their files but ends the process when they are loaded.
+# Games for two players. ale-py contains their files but ends the process when they are loaded.
 _TWO_PLAYERS = ("combat", "joust", "maze_craze", "warlords")
 
 
@@ -38,7 +38,7 @@ class Console:
         self._ale: Any = None
 
     def start(self) -> None:
-        """Switches the console on, always in the same state at the beginning of a game."""
+        """Starts a new game, always from the same state of the console."""
         self._ale = self._new()
         self._ale.setInt("random_seed", 1)
         self._ale.setFloat("repeat_action_probability", 0.0)
@@ -52,21 +52,21 @@ class Console:
         return [action.value for action in self._ale.getMinimalActionSet()]
 
     def act(self, action: int) -> tuple[np.ndarray, float]:
-        """Plays the next sixtieth of a second.
+        """Plays one frame, a sixtieth of a second.
 
         Returns:
-          Its audio, uint8 [512], and the points that it scored.
+          The audio of the frame, uint8 [512], and the points scored in it.
         """
         points = self._ale.act(action)
         return self._ale.getAudio().copy(), float(points)
 
     def screen(self) -> np.ndarray:
-        """The current frame, uint8 [210 or so, 160, 3]."""
+        """Returns the current frame, uint8 [210 or so, 160, 3]."""
         return self._ale.getScreenRGB()
 
     @property
     def lives(self) -> int:
-        """Lives that are left."""
+        """Number of remaining lives."""
         return self._ale.lives()
 
     @property

@@ -1,7 +1,7 @@
-"""Collisions: rigid bodies seen from above that make a sound when they touch; generated in minutes.
+"""Collisions: generated clips of rigid bodies, seen from above, that make a sound when they touch.
 
-Video and audio share their causes: a contact changes velocities and excites the modes of the material. Importing the
-settings is cheap; simulation, rendering and TFDS belong to the builder.
+Video and audio share their causes: a contact changes velocities and excites the modes of the material. Importing this
+module is cheap; only the builder imports the simulator, the renderer and TFDS.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ _RANGES = ("bodies", "radius", "shifted_bodies", "shifted_radius", "speed", "pus
 
 @dataclass(frozen=True)
 class Material:
-    """Restitution, friction and modes of a body."""
+    """Restitution, friction and modes of a material."""
 
     restitution: float = 0.5
-    """Normal speed after a contact with a wall over the speed before it, 0 to 1; for a contact of two bodies their
-    values are multiplied."""
+    """Normal speed after a contact with a wall over the speed before it, 0 to 1; the values of two bodies in contact
+    are multiplied."""
     friction: float = 0.5
-    """Coulomb coefficient against a wall; for a contact of two bodies their values are multiplied."""
+    """Coulomb coefficient against a wall; the values of two bodies in contact are multiplied."""
     frequency: float = 440.0
     """Frequency of the first mode at the reference radius, Hz."""
     decay: float = 0.1
@@ -74,33 +74,33 @@ class Collisions(GeneratedSettings):
     steel: Material = Material(restitution=0.92, friction=0.05, frequency=1330.0, decay=0.2)
     """A hard material with high restitution and a long decay."""
     partials: tuple[float, ...] = (1.0, 1.59, 2.14)
-    """Frequencies of a body's modes over that of its first; those above half the sample rate are left out."""
+    """Frequencies of the modes over the frequency of the first; modes above half the sample rate are left out."""
     partial_gains: tuple[float, ...] = (1.0, 0.5, 0.25)
     """Relative amplitudes of the modes."""
     reference_radius: float = 7.5
-    """Radius at which a material's frequency holds; pitch scales with sqrt(reference_radius / radius)."""
+    """Radius of a body with the frequency of its material; frequencies scale with sqrt(reference_radius / radius)."""
     audible_impulse: float = 300.0
-    """A contact with less impulse makes no sound and is not listed, units of area times units per second."""
+    """Minimum impulse of a contact that makes a sound and is listed, units of area times units per second."""
     full_scale_impulse: float = 200_000.0
-    """Impulse whose sound starts with full scale as its envelope; one gain for all clips."""
+    """Impulse for which the envelope of the sound starts at full scale; determines the gain of all clips."""
     push_probability: float = 0.5
     """Share of the clips with a push."""
     push_seconds: float = 0.08
     """Duration of a push, seconds."""
     push_force: tuple[float, float] = (50_000.0, 200_000.0)
-    """Minimum and maximum force of a push, log-uniform, any direction; mass is area."""
+    """Minimum and maximum force of a push, log-uniform, in any direction; the mass of a body is its area."""
     physics_rate: int = 1000
-    """Steps of the physics per second; must give a whole number per frame."""
+    """Simulation steps per second; a frame must last a whole number of steps."""
     gravity: float = 0.0
-    """Acceleration towards the bottom of the frame, units per second squared; reveals the material in single frames."""
+    """Acceleration towards the bottom of the frame, units/s^2; with gravity, single frames reveal the material."""
     rotation: bool = False
     """Whether bodies turn; without rotation their moment of inertia is infinite."""
     informative_impulse: float = 2_000.0
     """Minimum momentum along the normal in the first contact of every clip, for any material."""
     quiet_end: float = 0.4
-    """That first contact comes at least this long before the end, seconds."""
+    """Minimum time between the first contact and the end of the clip, seconds."""
     workers: int = 0
-    """Worker processes of the builder; 0 takes every available core, at most 32. Does not change the records."""
+    """Worker processes of the builder; 0 for one per available core, at most 32. Does not change the records."""
     splits: ClassVar[tuple[str, ...]] = SPLITS
     licence: ClassVar[str] = "Apache-2.0"
 
@@ -146,14 +146,14 @@ class Collisions(GeneratedSettings):
             require(material.friction >= 0, self, name, "its friction must not be negative")
             require(material.frequency > 0, self, name, "its frequency must be above 0")
             require(material.decay > 0, self, name, "its decay must be above 0")
-        # Gains belong to partials by position.
+        # Each partial has one gain.
         as_many = len(self.partial_gains) == len(self.partials) > 0
         require(as_many, self, "partial_gains", "must have one value for each of partials, at least one")
         require(min(self.partial_gains) > 0, self, "partial_gains", "must be above 0")
         require(min(self.partials) > 0, self, "partials", "must be above 0")
 
     def _check_times(self) -> None:
-        # Frames start at a sample and at a step of the physics, so that windows of all media agree.
+        # Frames start at a sample and at a simulation step, so that the windows of all media agree.
         for name in ("sample_rate", "physics_rate"):
             remedy = f"must be a multiple of frames_per_second = {self.frames_per_second:g}"
             require(_is_whole(getattr(self, name) / self.frames_per_second), self, name, remedy)
@@ -170,7 +170,7 @@ class Collisions(GeneratedSettings):
 
     @property
     def config_name(self) -> str:
-        """Name of the TFDS config: every setting that changes a record changes it."""
+        """Name of the TFDS config, which depends on every setting that changes a record."""
         own, default = (settings_hash(settings, ignored=("workers",)) for settings in (self, Collisions()))
         return f"{'default' if own == default else 'custom'}_{own}"
 
@@ -183,7 +183,7 @@ class Collisions(GeneratedSettings):
 
     @property
     def verifier(self) -> str:
-        """The physics verifier tracks bodies along straight lines, so that it does not apply with gravity."""
+        """Name of the verifier; "" with gravity, because the verifier fits straight lines to the motion of bodies."""
         return "" if self.gravity else "physics"
 
 

@@ -27,7 +27,7 @@ _MOST_WORKERS = 32
 
 
 class _Chunk(NamedTuple):
-    """The clips start .. stop - 1 of a split."""
+    """The clips `start` to `stop - 1` of a split."""
 
     split: str
     start: int
@@ -63,11 +63,11 @@ class CollisionsBuilder(RecordsBuilder, skip_registration=True):
 
 
 def record_features(settings: Collisions) -> tfds.features.FeaturesDict:
-    """Names, shapes and types of a record's features; the card of the data set describes them."""
+    """Returns the TFDS features of a record, which the card of the data set describes."""
     frames, size, slots = settings.frames, settings.size, settings.slots
 
     def tensor(dtype: type, *shape: int | None) -> tfds.features.Tensor:
-        # Raw bytes: ArrayRecord compresses each record anyway, and lists of numbers would decode slowly.
+        # Raw bytes decode faster than lists of numbers, and ArrayRecord compresses each record.
         return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
     scalar = tfds.features.Scalar
@@ -98,13 +98,13 @@ def record_features(settings: Collisions) -> tfds.features.FeaturesDict:
 
 
 def generate(settings: Collisions) -> Iterator[tuple[str, dict]]:
-    """(split, record) of every clip in order, from worker processes; shows the progress.
+    """Yields (split, record) of every clip in order, from worker processes, and shows the progress.
 
     Raises:
       UserError: a worker process died, or no scene can be drawn from these settings.
     """
     chunks = _chunks(settings)
-    # No more workers than chunks, of which tests have few.
+    # Small data sets, as in tests, have fewer chunks than cores.
     workers = min(settings.workers or cores(), len(chunks), _MOST_WORKERS)
     batches = _serial(settings, chunks) if workers == 1 else _parallel(settings, chunks, workers)
     total = sum(settings.clips(split) for split in SPLITS)
@@ -131,13 +131,13 @@ def _serial(settings: Collisions, chunks: list[_Chunk]) -> Iterator[tuple[str, l
 
 
 def _parallel(settings: Collisions, chunks: list[_Chunk], workers: int) -> Iterator[tuple[str, list[dict]]]:
-    # spawn: JAX may be running threads in this process, and those do not survive a fork.
+    # With "spawn", because JAX may run threads in this process, and a forked process lacks them.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=start_worker)
     try:
         pending: deque[tuple[str, Future]] = deque()
         for chunk in chunks:
             pending.append((chunk.split, pool.submit(records, settings, *chunk)))
-            # Enough ahead to keep every worker busy while a chunk is written, and no more, for memory.
+            # The limit keeps every worker busy while a chunk is written, and bounds memory.
             if len(pending) > 2 * workers + 2:
                 split, future = pending.popleft()
                 yield split, future.result()
@@ -154,7 +154,7 @@ def _parallel(settings: Collisions, chunks: list[_Chunk], workers: int) -> Itera
 
 
 def build(settings: Collisions, data_dir: Path) -> CollisionsBuilder:
-    """The TFDS builder below `data_dir`; generates the data set first if it does not exist.
+    """Returns the TFDS builder below `data_dir`; generates the data set first if it does not exist.
 
     Raises:
       UserError: no scene can be drawn from the settings, `data_dir` cannot be written, or a worker process died.

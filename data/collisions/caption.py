@@ -1,4 +1,4 @@
-"""Captions: a clip in one sentence, composed from its ground truth."""
+"""Captions of clips: one sentence, composed from the ground truth."""
 
 import zlib
 from collections import Counter
@@ -13,14 +13,14 @@ _ADJECTIVES = {"wood": "wooden"}
 
 
 def caption(motion: Motion, name: str) -> str:
-    """A sentence with the number, material and shapes of the bodies, their audible contacts and the push.
+    """Returns a sentence with the number, material and shapes of the bodies, their audible contacts and the push.
 
     Args:
       motion: the motion of the clip.
       name: id of the clip; selects one of three wordings of the same content.
     """
     bodies, push = motion.scene.bodies, motion.scene.push
-    # A checksum of the id, so that the wording is stable and independent of all random draws.
+    # The wording depends on a checksum of the id and not on random draws.
     wording = zlib.crc32(name.encode()) % 3
     subject = _subject(bodies, wording)
     single = len(bodies) == 1
@@ -45,7 +45,7 @@ def caption(motion: Motion, name: str) -> str:
 
 
 def _subject(bodies: tuple[Body, ...], wording: int) -> str:
-    """The bodies, such as "two steel bodies, a circle and a square" or "a steel circle and a steel square"."""
+    """Returns the bodies, such as "two steel bodies, a circle and a square" or "a steel circle and a steel square"."""
     materials = {body.material for body in bodies}
     common_material = _adjective(materials.pop()) if len(materials) == 1 else ""
     if wording != 0:
@@ -59,7 +59,7 @@ def _subject(bodies: tuple[Body, ...], wording: int) -> str:
 
 
 def _enumerate(bodies: tuple[Body, ...], material: str) -> str:
-    """An enumeration such as "two steel circles and a steel square".
+    """Returns an enumeration such as "two steel circles and a steel square".
 
     Args:
       bodies: the bodies.

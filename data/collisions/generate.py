@@ -1,4 +1,4 @@
-"""Generates the records of a split, in worker processes. Imports NumPy and pymunk only."""
+"""Generates the records of a split. Worker processes import this module, which needs only NumPy and pymunk."""
 
 import numpy as np
 
@@ -14,16 +14,16 @@ _ATTEMPTS = 2_000
 
 
 def draw_motion(settings: Collisions, split: str, index: int) -> Motion:
-    """The motion of a clip: that of the first drawn scene whose video and audio depend on the material.
+    """Draws scenes until one shows its material, and returns its motion.
 
-    Its first contact must have a momentum of at least `informative_impulse` along the normal and be followed by
-    `quiet_end` seconds of clip. Up to the first contact the motion is the same for all materials, so that this choice
-    is independent of the material.
+    The first contact must have a momentum of at least `informative_impulse` along the normal and occur at least
+    `quiet_end` seconds before the end of the clip. The motion before the first contact is the same for all materials,
+    so that this choice is independent of the material.
 
     Raises:
-      UserError: no drawn scene meets the conditions.
+      UserError: no scene satisfies these conditions.
     """
-    # A contact at the very end does not reveal the material.
+    # Later contacts do not reveal the material.
     latest = settings.seconds - settings.quiet_end
     for attempt in range(_ATTEMPTS):
         motion = simulate(draw_scene(settings, split, index, attempt))
@@ -36,13 +36,13 @@ def draw_motion(settings: Collisions, split: str, index: int) -> Motion:
 
 
 def record(settings: Collisions, split: str, index: int) -> dict:
-    """The record of one clip; the card of the data set lists its features."""
+    """Returns the record of one clip; the card of the data set lists its features."""
     motion = draw_motion(settings, split, index)
     return as_record(motion, f"{split}-{index:06d}")
 
 
 def as_record(motion: Motion, name: str) -> dict:
-    """The record of any motion, including counterfactual ones, with the id `name`."""
+    """Returns the record of any motion, including counterfactual ones, with the id `name`."""
     settings, bodies, contacts = motion.scene.settings, motion.scene.bodies, motion.contacts
     clip = render(motion)
     slots = max(settings.slots, len(bodies))
@@ -73,13 +73,12 @@ def as_record(motion: Motion, name: str) -> dict:
 
 
 def _pad(values: np.ndarray, slots: int, fill: float = 0, axis: int = 0) -> np.ndarray:
-    """`values` with its axis of bodies padded to a number of slots."""
+    """Pads the axis of bodies to a number of slots, so that all records have the same shapes."""
     widths = [(0, 0)] * values.ndim
-    # All records have the same shapes, for any number of bodies.
     widths[axis] = (0, slots - values.shape[axis])
     return np.pad(values, widths, constant_values=fill)
 
 
 def records(settings: Collisions, split: str, start: int, stop: int) -> list[dict]:
-    """The records of the clips start .. stop - 1 of `split`."""
+    """Returns the records of the clips `start` to `stop - 1` of a split."""
     return [record(settings, split, index) for index in range(start, stop)]

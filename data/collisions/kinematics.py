@@ -1,4 +1,4 @@
-"""Kinematic cues of the material in the true motion: an upper bound for probes of features of video."""
+"""Kinematic cues of the material, computed from the true motion: an upper bound for probes of video features."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -45,18 +45,19 @@ class BodyContact(NamedTuple):
 
 
 def features(record: Mapping[str, Any], frames_per_second: float = 12.5) -> np.ndarray:
-    """Kinematic cues of the material of a clip, float32 [len(FEATURES)]; -1 where a cue is missing.
+    """Returns kinematic cues of the material of a clip, float32 [len(FEATURES)], with -1 for missing cues.
 
-    Reads positions, velocities and the times and bodies of contacts; never the audio, an impulse or a material.
-    A wall contact is clean if its body has no other in the window between two frames: the velocity component
-    along the normal changes its sign, its ratio is the restitution, and the change of the other component over
-    that of the first is the friction (or less, if the body stopped sliding). For two bodies the normal is the
-    direction in which their relative velocity changes, and either restitution is the root of the ratio.
+    The cues are computed from velocities and from the times and bodies of contacts, but not from audio, impulses or
+    materials. A contact is clean if its bodies have no other contact in the window between two frames. At a clean wall
+    contact the normal component of the velocity changes its sign: the ratio of its magnitudes is the restitution, and
+    the change of the tangential component over the change of the normal one is the friction (or less than the friction,
+    if the body stopped sliding). The normal of a contact of two bodies is the direction in which their relative
+    velocity changes, and the restitution of a body is the square root of the ratio.
     """
     velocities = np.asarray(record["velocities"], np.float64)
     count = int(record["count"])
     wall_contacts, body_contacts, kept_speeds = _contacts(record, velocities, frames_per_second)
-    # The hardest contacts come first, because they are measured best.
+    # The hardest contacts come first, because their cues are the most accurate.
     wall_contacts.sort(reverse=True)
     body_contacts.sort(reverse=True)
     wall_restitution = np.array([contact.restitution for contact in wall_contacts])
@@ -91,10 +92,11 @@ def features(record: Mapping[str, Any], frames_per_second: float = 12.5) -> np.n
 def _contacts(
     record: Mapping[str, Any], velocities: np.ndarray, frames_per_second: float
 ) -> tuple[list[WallContact], list[BodyContact], list[float]]:
-    """Clean contacts with walls and of bodies, and speeds after over before windows with several contacts."""
+    """Returns clean contacts with walls, clean contacts of two bodies, and the speed after over the speed before each
+    window with several contacts."""
     times = np.asarray(record["contacts"]["time"], np.float64)
     pairs = np.asarray(record["contacts"]["bodies"])
-    # A contact at the very time of a frame has already changed it, so it belongs to the window before.
+    # A frame at the time of a contact shows the state after it, so the contact belongs to the previous window.
     windows = np.ceil(np.round(times * frames_per_second, 4)).astype(int) - 1
     in_clip = (windows >= 0) & (windows < len(velocities) - 1)
     pairs, windows = pairs[in_clip], windows[in_clip]
@@ -111,7 +113,7 @@ def _contacts(
         bodies = [first] if second < 0 else [first, second]
         before, after = velocities[window], velocities[window + 1]
         if any(contacts_in_window[window, body] > 1 for body in bodies):
-            # Velocities between the contacts are unknown, so that only the total loss of speed is.
+            # The velocities between the contacts are unknown; only the total loss of speed is known.
             for body in bodies:
                 speed = np.linalg.norm(before[body])
                 if speed > _LEAST_SPEED:
@@ -126,7 +128,7 @@ def _contacts(
 
 
 def _wall_contact(before: np.ndarray, after: np.ndarray) -> WallContact | None:
-    """Cues from velocities [2] before and after; None if they do not show a contact with exactly one wall."""
+    """Returns the cues from velocities [2] before and after; None unless exactly one component changes its sign."""
     reversed_sign = before * after < 0
     if reversed_sign.sum() != 1:
         return None
@@ -140,7 +142,7 @@ def _wall_contact(before: np.ndarray, after: np.ndarray) -> WallContact | None:
 
 
 def _body_contact(before: np.ndarray, after: np.ndarray) -> BodyContact | None:
-    """Cues from relative velocities [2] before and after; None if the bodies hardly approach."""
+    """Returns the cues from relative velocities [2] before and after; None if the bodies hardly approach each other."""
     change = after - before
     length = np.linalg.norm(change)
     if length < _LEAST_SPEED:

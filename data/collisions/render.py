@@ -14,7 +14,7 @@ _FULL_SCALE = 32767
 
 @dataclass(frozen=True)
 class Clip:
-    """The media of a motion."""
+    """Rendered media of a motion."""
 
     video: np.ndarray
     """uint8 [frames, size, size, 3]."""
@@ -25,22 +25,22 @@ class Clip:
 
 
 def render(motion: Motion) -> Clip:
-    """Renders all media of `motion`; frame i covers samples i * sample_rate / frames_per_second onwards."""
+    """Renders the media of a motion; the window of frame i starts at sample i * sample_rate / frames_per_second."""
     video = render_video(motion)
     return Clip(video=video, audio=render_audio(motion), image=video[motion.scene.image_frame])
 
 
 def render_video(motion: Motion) -> np.ndarray:
-    """Frames of `motion`, uint8 [frames, size, size, 3]; the box fills the frame, y points down."""
+    """Renders the frames of a motion, uint8 [frames, size, size, 3]; the box fills the frame and y points down."""
     settings = motion.scene.settings
     centres = (np.arange(settings.size, dtype=np.float32) + 0.5) * (settings.box / settings.size)
     grid = np.stack(np.meshgrid(centres, centres, indexing="xy")).reshape(2, -1)
     video = np.empty((settings.frames, grid.shape[1], 3), np.float32)
     video[:] = BACKGROUND
-    # Bodies are drawn one over the other; they hardly overlap.
+    # Later bodies are drawn over earlier ones; bodies hardly overlap.
     for i, body in enumerate(motion.scene.bodies):
         distance = _signed_distance(body, grid, motion.positions[:, i], motion.angles[:, i])
-        # Coverage of a pixel is proportional to the depth of its centre, over a ramp of one pixel across the edge.
+        # The coverage of a pixel is linear in the distance of its centre to the edge, over a ramp of one pixel.
         coverage = np.clip(0.5 - distance * (settings.size / settings.box), 0.0, 1.0)[..., None]
         video += coverage * (np.asarray(body.colour, np.float32) - video)
     video = np.rint(video * 255).astype(np.uint8)
@@ -48,10 +48,10 @@ def render_video(motion: Motion) -> np.ndarray:
 
 
 def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles: np.ndarray) -> np.ndarray:
-    """Distance of every grid point [2, points] to the body's edge, negative inside, float32 [frames, points].
+    """Returns the distance of grid points [2, points] to the edge of a body, negative inside, float32 [frames, points].
 
-    Outside of the corners of a polygon this is the largest distance to the line of an edge, not the distance to the
-    corner; a ramp of one pixel does not show the difference.
+    Near the corners of a polygon this is the largest distance to the line through an edge and not the distance to the
+    corner; the difference is invisible with a ramp of one pixel.
     """
     positions = positions.astype(np.float32)
     corners = body.corners()
@@ -60,7 +60,7 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
         return np.sqrt((offset**2).sum(axis=1)) - np.float32(body.radius)
     middles = (corners + np.roll(corners, -1, axis=0)) / 2
     apothem = np.linalg.norm(middles[0])
-    # Direction of the normal of each edge, [frames, edges].
+    # Angles of the normals of the edges, [frames, edges].
     turns = np.arctan2(middles[:, 1], middles[:, 0])[None, :] + angles[:, None]
     normals = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
     reach = np.einsum("tek,tk->te", normals, positions) + np.float32(apothem)
@@ -76,7 +76,7 @@ def _signed_distance(body: Body, grid: np.ndarray, positions: np.ndarray, angles
 
 
 def render_audio(motion: Motion) -> np.ndarray:
-    """Audio of `motion`, int16 [samples]: from its time on, each contact excites the modes of its bodies."""
+    """Renders the audio of a motion, int16 [samples]; each contact excites the modes of its bodies."""
     settings = motion.scene.settings
     wave = np.zeros(settings.samples)
     for contact in motion.contacts:
@@ -87,12 +87,12 @@ def render_audio(motion: Motion) -> np.ndarray:
 
 
 def _add_ringing(wave: np.ndarray, body: Body, time: float, impulse: float, settings: Collisions) -> None:
-    """Adds decaying sines in place, one per mode; they start with phase 0 at `time`, so without a click."""
+    """Adds one decaying sine per mode to `wave` in place, starting at `time` with phase 0, which avoids a click."""
     material = material_of(body, settings)
     gain = impulse / settings.full_scale_impulse
-    # After this time the sound is below half a step of int16.
+    # After this duration, the sound is below half a step of int16.
     duration = material.decay * np.log(max(gain * _FULL_SCALE * 2, 1.0))
-    # The rounding keeps a contact that falls on a sample from starting one sample late.
+    # Without rounding, the sound of a contact at the time of a sample might start one sample late.
     first = int(np.ceil(round(time * settings.sample_rate, 6)))
     last = min(len(wave), first + int(duration * settings.sample_rate) + 1)
     if last <= first:

@@ -1,4 +1,4 @@
-"""A scene holds the initial state of a clip: bodies and a push. Scenes are drawn from a seed."""
+"""Scenes: the initial state of a clip, with bodies and an optional push, drawn from a seed."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ _PLACEMENT_TRIES = 20_000
 
 @dataclass(frozen=True)
 class Body:
-    """One rigid body. Its radius is that of the circumscribed circle; its mass is the area of its shape."""
+    """A rigid body. `radius` is the radius of the circumscribed circle; the mass is the area of the shape."""
 
     shape: str
     material: str
     radius: float
     position: tuple[float, float]
-    """Centre of mass, units; x points right and y down, as in the frame."""
+    """Centre of mass, units; x points right and y points down, as in the frame."""
     velocity: tuple[float, float]
     """Units per second."""
     angle: float = 0.0
@@ -29,7 +29,7 @@ class Body:
     """Red, green, blue, 0 to 1."""
 
     def corners(self) -> np.ndarray:
-        """Corners at angle 0 about the centre, [corners, 2]; none for a circle."""
+        """Returns the corners at angle 0, relative to the centre, [corners, 2]; none for a circle."""
         count = {"circle": 0, "triangle": 3, "square": 4}.get(self.shape)
         if count is None:
             raise UserError(f"body.shape: {self.shape!r} is not a shape; choose from {', '.join(SHAPE_NAMES)}")
@@ -49,35 +49,35 @@ class Push:
 
     body: int
     start: float
-    """Seconds; rounded to the next step of the physics."""
+    """Start, seconds; rounded up to a simulation step."""
     force: tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The input of `simulate` and `render`; `dataclasses.replace` one field for a counterfactual pair."""
+    """The input of `simulate`; change a field with `dataclasses.replace` for a counterfactual pair."""
 
     bodies: tuple[Body, ...]
     push: Push | None = None
     image_frame: int = 0
-    """Frame of the video that is also the image."""
+    """Index of the video frame that is also the image."""
     settings: Collisions = Collisions()
 
     def with_material(self, material: str) -> "Scene":
-        """The same scene with every body made of `material`."""
+        """Returns the same scene with every body made of `material`."""
         return replace(self, bodies=tuple(replace(body, material=material) for body in self.bodies))
 
 
 def clip_seed(settings: Collisions, split: str, index: int) -> tuple[int, int, int]:
-    """Entropy of one clip: (seed, number of the split, index in the split)."""
+    """Returns the entropy of a clip: (seed, number of the split, index in the split)."""
     return settings.seed, SPLITS.index(split), index
 
 
 def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -> Scene:
-    """Draws the scene of a clip; an equal (settings, split, index, attempt) gives an equal scene.
+    """Draws the scene of a clip; equal arguments give equal scenes.
 
-    The material has its own random stream, which does not depend on `attempt`: for any rule by which scenes are
-    redrawn, materials keep their shares and stay independent of all other draws.
+    The material is drawn from its own random stream, which does not depend on `attempt`, so that redrawing a scene
+    never changes the distribution of materials.
 
     Raises:
       UserError: the bodies do not fit into the box.
@@ -89,13 +89,13 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
     fewest, most = settings.shifted_bodies if shifted else settings.bodies
     count = int(rng.integers(fewest, most, endpoint=True))
     radii = rng.uniform(*(settings.shifted_radius if shifted else settings.radius), size=count)
-    # All radii first, because positions depend on all of them.
+    # Positions depend on all radii.
     positions = _draw_positions(rng, radii, settings.box)
     materials = material_rng.choice(settings.drawn, size=count if settings.materials == "body" else 1)
     bodies = []
     for i in range(count):
         speed = _log_uniform(rng, settings.speed)
-        # Arguments are evaluated in this order, which is that of the random draws.
+        # The order of the arguments is the order of the random draws.
         bodies.append(
             Body(
                 shape=str(rng.choice(settings.shapes)),
@@ -109,7 +109,7 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
         )
     push = None
     if rng.uniform() < settings.push_probability:
-        # The push starts and ends with a step of the physics.
+        # The push starts and ends at a simulation step.
         step = 1 / settings.physics_rate
         latest = settings.seconds - settings.push_seconds
         push = Push(
@@ -121,7 +121,7 @@ def draw_scene(settings: Collisions, split: str, index: int, attempt: int = 0) -
 
 
 def _draw_positions(rng: np.random.Generator, radii: np.ndarray, box: float) -> np.ndarray:
-    """Centres, [bodies, 2], with disjoint circumscribed circles inside the box; uniform over all such centres."""
+    """Draws centres, [bodies, 2], uniformly such that the circumscribed circles are disjoint and inside the box."""
     least_distances = radii[:, None] + radii[None, :]
     np.fill_diagonal(least_distances, 0.0)
     # Rejection sampling is uniform over all valid placements.
@@ -141,13 +141,13 @@ def _log_uniform(rng: np.random.Generator, bounds: tuple[float, float]) -> float
 
 
 def _random_direction(rng: np.random.Generator, length: float) -> tuple[float, float]:
-    """A vector of a given length in any direction."""
+    """Returns a vector of a given length in any direction."""
     angle = rng.uniform(0, 2 * math.pi)
     return length * math.cos(angle), length * math.sin(angle)
 
 
 def _draw_colour(rng: np.random.Generator) -> tuple[float, float, float]:
-    """A saturated, bright colour: any hue, saturation 0.55 to 1, value 0.75 to 1."""
+    """Returns a saturated, bright colour: any hue, saturation 0.55 to 1, value 0.75 to 1."""
     hue, saturation, value = rng.uniform(0, 6), rng.uniform(0.55, 1), rng.uniform(0.75, 1)
     pure = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
     return tuple(float(channel) for channel in value * (1 - saturation * (1 - pure)))

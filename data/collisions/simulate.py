@@ -1,4 +1,4 @@
-"""Simulates the motion of a scene with pymunk: positions, velocities and contacts."""
+"""Simulation of a scene with pymunk."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,21 +17,21 @@ _WALL_THICKNESS = 32.0
 
 @dataclass(frozen=True)
 class Contact:
-    """The first step of a contact of two bodies, or of a body and a wall."""
+    """A contact of two bodies, or of a body and a wall, at its first simulation step."""
 
     time: float
     """Seconds; velocities change at this time."""
     bodies: tuple[int, int]
-    """The bodies, the lower index first; -1, always second, is the wall."""
+    """Indices of the bodies, the lower one first; -1, always second, stands for a wall."""
     impulse: float
     """Length of the impulse vector, units of mass times units per second."""
 
 
 @dataclass(frozen=True)
 class Motion:
-    """The simulated motion of a scene. Row i of an array is the state at time i / frames_per_second.
+    """The simulated motion of a scene.
 
-    A contact at that very time has already changed it.
+    Row i of an array is the state at the time i / frames_per_second, after any contact at this time.
     """
 
     scene: Scene
@@ -44,21 +44,23 @@ class Motion:
     contacts: tuple[Contact, ...]
     """The audible contacts, by time."""
     first_time: float
-    """Time of the first contact of all, audible or not, seconds; infinite without a contact."""
+    """Time of the first contact, audible or not, seconds; infinite without a contact."""
     first_momentum: float
-    """Momentum along the normal in that contact before it depends on any material; 0 without a contact."""
+    """Momentum along the normal before the first contact, which does not depend on the material; 0 without a
+    contact."""
     action: np.ndarray
-    """Mean force over each frame's window and the pushed body's position at the push's start, float64 [frames, 4]."""
+    """Mean force in the window of each frame, and position of the pushed body at the start of the push, float64
+    [frames, 4]."""
 
 
 @dataclass
 class _ContactRecorder:
-    """Collects contacts from the callbacks of pymunk.
+    """Records contacts, through callbacks of pymunk.
 
     Attributes:
       now: time of the current step, seconds.
       contacts: all contacts, by time.
-      first_momentum: momentum along the normal of the first contacts, by their time.
+      first_momentum: momentum along the normal of the first contact, by its time.
     """
 
     now: float = 0.0
@@ -73,24 +75,24 @@ class _ContactRecorder:
             self.first_momentum[self.now] = max(momentum, self.first_momentum.get(self.now, 0.0))
 
     def post_solve(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: None) -> None:
-        """Records a contact with its impulse, which `begin` does not have yet.
+        """Records a contact with its impulse, which is not yet known in `begin`.
 
-        Only its first step counts: a lasting contact (sliding, resting, pushing against a wall) must not repeat its
-        sound.
+        Only the first step of a contact is recorded, so that a lasting contact (sliding, resting, pushing against a
+        wall) does not repeat its sound.
         """
         if not arbiter.is_first_contact:
             return
-        # Collision types count from 1 for bodies; 0 is the wall.
+        # The collision type of body i is i + 1, and that of a wall is 0.
         low, high = sorted(shape.collision_type - 1 for shape in arbiter.shapes)
         pair = (high, WALL) if low == WALL else (low, high)
         self.contacts.append(Contact(self.now, pair, arbiter.total_impulse.length))
 
 
 def material_of(body: Body, settings: Collisions) -> Material:
-    """The material of `body`.
+    """Returns the material of a body.
 
     Raises:
-      UserError: there is no material of its name.
+      UserError: the name of the material is unknown.
     """
     if body.material not in MATERIAL_NAMES:
         raise UserError(f"body.material: {body.material!r} is not a material; choose from {', '.join(MATERIAL_NAMES)}")
@@ -100,14 +102,14 @@ def material_of(body: Body, settings: Collisions) -> Material:
 def simulate(scene: Scene) -> Motion:
     """Simulates a scene.
 
-    Each step moves the bodies, finds the contacts and then changes the velocities, so that a contact's time is the end
-    of its first step. Without gravity only contacts and the push change velocities.
+    Each step moves the bodies, detects contacts and then changes velocities, so that the time of a contact is the end
+    of its first step. Without gravity, velocities change only at contacts and by the push.
     """
     settings = scene.settings
     steps_per_frame = round(settings.physics_rate / settings.frames_per_second)
     space = pymunk.Space()
     space.gravity = (0.0, settings.gravity)
-    # Bodies at rest against each other would otherwise stay in contact for long and hide the next hit.
+    # With a larger slop, bodies at rest against each other would stay in contact and hide the next collision.
     space.collision_slop = 0.01
     _add_walls(space, settings.box)
     bodies = [_add_body(space, i, body, settings) for i, body in enumerate(scene.bodies)]
@@ -149,7 +151,7 @@ def simulate(scene: Scene) -> Motion:
 
 
 def _push_steps(push: Push | None, settings: Collisions) -> range:
-    """The steps of the physics in which the force of the push acts."""
+    """Returns the simulation steps in which the force of the push acts."""
     if push is None:
         return range(0)
     start = math.ceil(push.start * settings.physics_rate - 1e-6)
@@ -157,12 +159,12 @@ def _push_steps(push: Push | None, settings: Collisions) -> range:
 
 
 def _add_walls(space: pymunk.Space, box: float) -> None:
-    # Thick, so that nothing tunnels, and with their inner faces on the box.
+    # Thick walls prevent tunnelling; their inner faces lie on the box.
     low, high = -_WALL_THICKNESS, box + _WALL_THICKNESS
     corners = (low, low), (high, low), (high, high), (low, high)
     for a, b in zip(corners, corners[1:] + corners[:1], strict=True):
         wall = pymunk.Segment(space.static_body, a, b, _WALL_THICKNESS)
-        # pymunk multiplies the values of both sides, so that the value of the wall is 1.
+        # pymunk multiplies the values of both shapes, so that 1 leaves the value of the body unchanged.
         wall.elasticity = wall.friction = 1.0
         wall.collision_type = 0
         space.add(wall)

@@ -13,7 +13,7 @@ from selfflow.modality import frames_of_tokens
 
 
 class CollisionsTargets(ProbeTargets):
-    """Shapes in a clip, number and times of contacts, and positions and velocities of bodies.
+    """Probe targets: shapes, number and times of contacts, and positions and velocities of bodies.
 
     Args:
       seconds: duration of a clip.
@@ -35,24 +35,26 @@ class CollisionsTargets(ProbeTargets):
         self.seconds, self.box, self.frames_per_second = seconds, box, frames_per_second
 
     def of_clip(self, record: Mapping[str, Any]) -> dict[str, int | float]:
-        """Material (0 to 3, seen in the motion only), count, `shape/NAME` (0 or 1), number of audible contacts."""
+        """Returns the material (0 to 3), the number of bodies, `shape/NAME` (0 or 1) and the number of audible
+        contacts."""
         targets: dict[str, int | float] = {"material": int(record["material"]), "count": int(record["count"])}
         for label, name in enumerate(SHAPE_NAMES):
             targets[f"shape/{name}"] = int((np.asarray(record["shapes"]) == label).any())
         return targets | {"contacts": float(len(record["contacts"]["time"]))}
 
     def of_time_steps(self, record: Mapping[str, Any], bounds: np.ndarray) -> dict[str, np.ndarray]:
-        """`contact`: the number of audible contacts in each time step."""
+        """Returns `contact`, the number of audible contacts in each time step."""
         times = np.asarray(record["contacts"]["time"], np.float64)
         steps = np.searchsorted(bounds, times + 1e-9, side="right") - 1
         count = len(bounds) - 1
         return {"contact": np.bincount(steps[steps < count], minlength=count).astype(np.float32)}
 
     def of_tokens(self, record: Mapping[str, Any], grid: tuple[int, int, int]) -> TokenTargets:
-        """For tokens that hold the centre of a body, of several bodies the one nearest to the centre of the token:
-        `position` of the body from there (right, down) in units, and its `velocity` in units/s, each [M, 2].
+        """Returns the `position` and the `velocity` of a body for each token that contains the centre of one, [M, 2].
 
-        A token that spans several frames has the targets of its first.
+        The position is relative to the centre of the token (right, down) in units, the velocity is in units/s. If a
+        token contains several centres, the nearest one is used. A token that spans several frames has the targets of
+        its first frame.
         """
         frames, height, width = grid
         count = int(record["count"])
@@ -62,7 +64,7 @@ class CollisionsTargets(ProbeTargets):
         rows = (np.arange(height, dtype=np.float32) + 0.5) * self.box / height
         columns = (np.arange(width, dtype=np.float32) + 0.5) * self.box / width
         centres = np.stack(np.meshgrid(columns, rows, indexing="xy"), axis=-1).reshape(-1, 2)
-        # From the centre of each token to each body, [frames, tokens, bodies, 2].
+        # Offsets from the centres of tokens to bodies, [frames, tokens, bodies, 2].
         offsets = positions[:, None, :, :] - centres[None, :, None, :]
         nearest = np.argmin(np.square(offsets).sum(-1), axis=-1)[:, :, None, None]
 
@@ -76,5 +78,5 @@ class CollisionsTargets(ProbeTargets):
         return TokenTargets(tokens, {"position": offset[tokens], "velocity": velocity[tokens]})
 
     def oracle_features(self, record: Mapping[str, Any]) -> np.ndarray:
-        """Kinematic cues of the material, see `selfflow.data.collisions.kinematics`."""
+        """Returns the kinematic cues of the material (see `selfflow.data.collisions.kinematics`)."""
         return kinematics.features(record, self.frames_per_second)

@@ -18,7 +18,7 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def build(settings: Digits, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """The TFDS builder below `data_dir`; writes the data set first if it does not exist.
+    """Returns the TFDS builder below `data_dir`; writes the data set first if it does not exist.
 
     Raises:
       UserError: `data_dir` cannot be written.

@@ -31,7 +31,7 @@ class LatentFiles(FolderSettings):
     varying_length: ClassVar[bool] = True
 
     def resolved(self, previous: Self | None = None) -> Self:
-        """A copy with shapes and rates of the media filled in from latents.json.
+        """Returns a copy with shapes and rates of the media filled in from latents.json.
 
         Args:
           previous: settings of an interrupted run, whose shapes and rates are taken if all else is equal.

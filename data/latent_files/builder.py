@@ -102,7 +102,7 @@ class LatentFilesBuilder(FolderBuilder, skip_registration=True):
 
 
 def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
-    """The TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
+    """Returns the TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
 
     A folder whose files changed (paths, sizes, times) is built again. If the folder does not exist, the newest data set
     that was built from it with these settings is used, and a line on stderr reports it.
@@ -125,7 +125,7 @@ def build(settings: LatentFiles, data_dir: Path) -> LatentFilesBuilder:
 
 
 def _content(sample: Sample) -> str:
-    """The modalities of a sample, by the names that reports of media use."""
+    """Returns the modalities of a sample, by the names that reports of media use."""
     if {"video", "audio"} <= sample.latents.keys():
         return "video with audio"
     return " and ".join(sample.latents)

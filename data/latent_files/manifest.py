@@ -164,7 +164,7 @@ def _labels(labels: Any, where: str) -> Labels:
 def _per_channel(
     fields: dict[str, Any], name: str, default: float, channels: int, where: str
 ) -> float | tuple[float, ...]:
-    """A field that is a number, or a list of one number for each channel."""
+    """Returns a field that is a number, or a list of one number for each channel."""
     value = fields.get(name, default)
     if isinstance(value, list):
         valid = len(value) == channels and all(map(_is_number, value))

@@ -39,7 +39,7 @@ class Sample:
 def read_samples(
     path: Path, manifest: Manifest, unknown_arrays: set[str]
 ) -> Iterator[tuple[int | None, Sample | Unusable]]:
-    """The samples of one file: (index in a stack, None for a file of one sample; the sample, or its problem).
+    """Yields the samples of one file: (index in a stack, None for a file of one sample; the sample, or its problem).
 
     Args:
       path: path of the file.

@@ -49,7 +49,7 @@ class Media(FolderSettings):
         return {"video": (self.frames, *image), "audio": (self.samples,), "image": image}
 
     def contents(self, data_dir: Path) -> tuple[list[File], list[Remark]]:
-        """All files of the folder; the data folder may be inside it and is skipped."""
+        """Returns all files of the folder; the data folder may be inside it and is skipped."""
         outputs = [data_dir / self.kind]
         if os.path.realpath(data_dir) != os.path.realpath(self.folder()):
             outputs.append(data_dir)

@@ -46,7 +46,7 @@ class _SourceChunk(NamedTuple):
 
 
 def audio_chunks(source: Container, sample_rate: int, notes: Notes) -> Iterator[Chunk]:
-    """The audio of a container, in the order of time.
+    """Yields the audio of a container, in the order of time.
 
     Where the clock of audio without video restarts, as in joined files, the audio continues. With video, it is left
     out with a remark, because the two clocks need not agree.
@@ -70,7 +70,7 @@ def audio_chunks(source: Container, sample_rate: int, notes: Notes) -> Iterator[
 
 
 def soundfile_chunks(path: Path, sample_rate: int) -> Iterator[Chunk]:
-    """The audio of a file that PyAV does not read.
+    """Yields the audio of a file that PyAV does not read.
 
     Raises:
       Unusable: soundfile cannot open it either.
@@ -146,7 +146,8 @@ def _resample(
 
 
 def _mono(frame: av.AudioFrame, notes: Notes) -> np.ndarray:
-    """The mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers play.
+    """Returns the mean of a frame's channels, float32 [n] in [-1, 1], without the subwoofer, which few loudspeakers
+    play.
 
     The mean of channels of opposite phase is codec noise: it counts as silence, with a remark.
     """
@@ -196,7 +197,8 @@ class AudioWindow:
         return samples, covered
 
     def covers(self, first: int, last: int) -> bool:
-        """Whether there is audio at all positions from `first` to `last`; nothing before `first` may be dropped yet."""
+        """Returns whether there is audio at all positions from `first` to `last`; nothing before `first` may be dropped
+        yet."""
         while self.end < last and self._pull():
             pass
         covered = 0

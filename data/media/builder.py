@@ -46,7 +46,7 @@ class MediaBuilder(FolderBuilder, skip_registration=True):
 
 
 def build(media: Media, data_dir: Path) -> MediaBuilder:
-    """The TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
+    """Returns the TFDS builder below `data_dir`; builds the data set and prints its report if it does not exist.
 
     A folder whose files changed (paths, sizes, times) is built again. If the folder does not exist, the newest data set
     that was built from it with these settings is used, and a line on stderr reports it.

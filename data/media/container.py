@@ -130,7 +130,7 @@ def open_container(path: Path) -> "av.container.InputContainer":
 
 
 def _alpha_decoder(stream: "av.video.stream.VideoStream") -> str | None:
-    """The decoder that a video needs for its transparency; None if that is the usual one.
+    """Returns the decoder that a video needs for its transparency; None if that is the usual one.
 
     Raises:
       Unusable: this build of FFmpeg does not have it.
@@ -148,7 +148,8 @@ def _alpha_decoder(stream: "av.video.stream.VideoStream") -> str | None:
 def video_frames_with_times(
     container: "av.container.InputContainer", stream: "av.stream.Stream", notes: Notes, source: Container
 ) -> Iterator["av.VideoFrame | None"]:
-    """The decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be decoded.
+    """Yields the decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be
+    decoded.
 
     Where a container stores decoding times alone, FFmpeg's estimate is late by the frames that the decoder delays, or
     out of order. There, frames are shown in the order in which they are decoded, at the times of the packets.
@@ -175,7 +176,8 @@ def video_frames_with_times(
 def decoded_frames(
     packets: Iterator[av.Packet], stream: "av.stream.Stream", notes: Notes, decoder: str | None = None
 ) -> Iterator["av.frame.Frame | None"]:
-    """The frames of packets, by a named decoder or else the usual one; None for each packet that it cannot decode."""
+    """Yields the frames of packets, by a named decoder or else the usual one; None for each packet that it cannot
+    decode."""
     context = av.CodecContext.create(decoder, "r") if decoder else stream.codec_context
     while True:
         try:
@@ -242,7 +244,7 @@ def note_structure(path: Path, notes: Notes) -> None:
 
 
 def _header_seconds(container: "av.container.InputContainer", path: Path) -> float | None:
-    """The duration in the file's header; None where PyAV would estimate it from the bit rate."""
+    """Returns the duration in the file's header; None where PyAV would estimate it from the bit rate."""
     if not container.duration:
         return None
     formats, seconds = set(container.format.name.split(",")), container.duration / av.time_base

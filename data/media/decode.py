@@ -43,7 +43,7 @@ class Clip:
 
 
 def clips(path: Path, media: Media, notes: Notes) -> Iterator[Clip]:
-    """The clips of one file, in the order of time, decoded on demand.
+    """Yields the clips of one file, in the order of time, decoded on demand.
 
     A clip starts at every `hop_seconds` after the first frame (without video: after the first audio sample), and
     again after every cut. Frame i is the frame nearest to start + i / frames_per_second (see `video_frames`), and the
@@ -216,7 +216,7 @@ def _frames_through_gaps(
 
 
 def _audio_at(audio: AudioWindow, start: float, media: Media, notes: Notes) -> np.ndarray | None:
-    """The audio of a video clip; None if it does not cover the clip, or is silent."""
+    """Returns the audio of a video clip; None if it does not cover the clip, or is silent."""
     # Up to one frame may be missing, as at the end of a video.
     samples, covered = audio.read(round(start * media.sample_rate), media.samples)
     if covered <= media.samples - media.sample_rate / media.frames_per_second:
@@ -265,7 +265,7 @@ def _note_truncation(reached: float, header_seconds: float | None, notes: Notes)
 
 
 def _too_short(seconds: float, media: Media, without_any: str) -> Unusable:
-    """The error of a file without a clip: `without_any` if nothing of it could be decoded."""
+    """Returns the error of a file without a clip: `without_any` if nothing of it could be decoded."""
     if seconds <= 0:
         return Unusable(without_any)
     return Unusable("shorter than a clip", f"{seconds:.2f} s of {media.clip_seconds:g} s")

@@ -52,12 +52,12 @@ def open_image(path: Path) -> Image.Image:
 
 
 def is_animated(image: Image.Image) -> bool:
-    """Whether an opened image is an animation; the pages of a TIFF and the views of an MPO are not."""
+    """Returns whether an opened image is an animation; the pages of a TIFF and the views of an MPO are not."""
     return image.format in _ANIMATED and getattr(image, "is_animated", False)
 
 
 def as_image(image: Image.Image, size: int, notes: Notes | None = None) -> np.ndarray:
-    """An opened image as uint8 [size, size, 3].
+    """Returns an opened image as uint8 [size, size, 3].
 
     Raises:
       Unusable: it is the preview of a raw photograph, or what is white in it is unknown.
@@ -77,7 +77,7 @@ def as_image(image: Image.Image, size: int, notes: Notes | None = None) -> np.nd
 
 
 def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray]]:
-    """The frames of an animation as (duration in seconds, uint8 [size, size, 3])."""
+    """Yields the frames of an animation as (duration in seconds, uint8 [size, size, 3])."""
     orientation = _orientation(image)
     # A PNG may begin with an image for programs that show no animations.
     first = 1 if getattr(image, "default_image", False) else 0
@@ -93,7 +93,7 @@ def animation(image: Image.Image, size: int) -> Iterator[tuple[float, np.ndarray
 
 
 def _orientation(image: Image.Image) -> int:
-    """The number of a loaded image's orientation in EXIF; 1 is upright."""
+    """Returns the number of a loaded image's orientation in EXIF; 1 is upright."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # many cameras write invalid EXIF beside valid pixels
@@ -105,7 +105,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
-    """Any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white.
+    """Returns any mode of Pillow as RGB: 16 bits are reduced to 8 (Pillow itself would clip), transparency is white.
 
     Raises:
       Unusable: the white level of the image is unknown.
@@ -121,7 +121,7 @@ def rgb(image: Image.Image, notes: Notes | None = None) -> Image.Image:
 
 
 def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
-    """The pixels of an image of 16 bits or more in float64, 0 for black, and the value that is white.
+    """Returns the pixels of an image of 16 bits or more in float64, 0 for black, and the value that is white.
 
     In images of 16 bits the largest value of the type is white. Floats and 32 bits do not define it: white is 1, 255,
     65535 or the largest value of the type, whichever is the first that no pixel exceeds (floats may, by half).
@@ -154,7 +154,7 @@ def _values(image: Image.Image, notes: Notes) -> tuple[np.ndarray, int]:
 
 
 def crop_square(image: Image.Image, size: int, aspect: float = 1.0) -> np.ndarray:
-    """The largest centred square of an RGB image, antialiased to uint8 [size, size, 3].
+    """Returns the largest centred square of an RGB image, antialiased to uint8 [size, size, 3].
 
     `aspect` is the width of one source pixel over its height.
     """

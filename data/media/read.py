@@ -15,7 +15,8 @@ from selfflow.errors import UserError
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """An image file, or the first frame of a video, as uint8 [size, size, 3]: its largest centred square, resized.
+    """Returns an image file, or the first frame of a video, as uint8 [size, size, 3]: its largest centred square,
+    resized.
 
     Raises:
       UserError: the file is missing or contains no image.
@@ -36,7 +37,7 @@ def read_image(path: Path, size: int) -> np.ndarray:
 
 
 def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str, np.ndarray]:
-    """The first clip of a file.
+    """Returns the first clip of a file.
 
     Args:
       path: a video or audio file.
@@ -65,7 +66,7 @@ def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str
 
 
 def _read_audio(path: Path, media: Media) -> np.ndarray:
-    """The beginning of the audio in a file, int16 [samples]; a video is not decoded."""
+    """Returns the beginning of the audio in a file, int16 [samples]; a video is not decoded."""
     try:
         source = inspect_container(path)
         if source.audio is None:

@@ -56,7 +56,7 @@ class _FrameReader:
     alpha_is_padding: bool
 
     def frame(self, start: float, end: float, source: av.VideoFrame, next_start: float | None = None) -> Frame:
-        """A frame with its times; converted when it is read."""
+        """Returns a frame with its times; converted when it is read."""
         return Frame(start, end, lambda: self._read(source), next_start)
 
     def _read(self, source: av.VideoFrame) -> np.ndarray:
@@ -88,7 +88,7 @@ def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, boo
 
 
 def video_frames(source: Container, size: int, longest_lead: float, notes: Notes) -> Iterator[Frame]:
-    """The frames of a video in the order of time; a gap between `end` and the next `start` is a cut.
+    """Yields the frames of a video in the order of time; a gap between `end` and the next `start` is a cut.
 
     A frame covers the times that it is nearest to, but no time more than `longest_lead` seconds before its own: what a
     player shows would be half a source frame late on average, relative to the audio. A frame that the next one follows

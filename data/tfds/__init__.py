@@ -74,7 +74,7 @@ class Tfds(Dataset):
         return bool(self.image or self.video or self.audio)
 
     def fields(self, folder: Path) -> Fields:
-        """The fields of the data set prepared in `folder` that records are decoded from.
+        """Returns the fields of the data set prepared in `folder` that records are decoded from.
 
         Raises:
           UserError: a field does not exist or has another type, or `source_frames_per_second` is not set.
@@ -109,7 +109,7 @@ class Tfds(Dataset):
         return self._shapes(set(self.fields(prepared).media))
 
     def find(self, data_dir: Path) -> Path | None:
-        """The folder of the prepared data set, in `self.folder` or `data_dir`; None if it is not prepared."""
+        """Returns the folder of the prepared data set, in `self.folder` or `data_dir`; None if it is not prepared."""
         roots = [self.folder, str(data_dir)] if self.folder else [str(data_dir)]
         return find_prepared(parse_name(self.name), [Path(root).expanduser() for root in roots])
 
@@ -120,11 +120,11 @@ class Tfds(Dataset):
         return {modality: shape for modality, shape in shapes.items() if modality in modalities}
 
     def source_folder(self, data_dir: Path) -> str:
-        """The folder of what TFDS downloaded."""
+        """Returns the folder of what TFDS downloaded."""
         return str(data_dir / "downloads")
 
     def decoder(self, folder: Path) -> Callable[[bytes], dict[str, Any]]:
-        """A function from the serialized records of the prepared data set in `folder` to records."""
+        """Returns a function from the serialized records of the prepared data set in `folder` to records."""
         from selfflow.data.tfds.decode import Decoder, MediaFormat
 
         # The features of TFDS would decode images at full size and keep audio at its own rate.
@@ -140,5 +140,5 @@ class Tfds(Dataset):
         return Decoder(folder, fields, media, self.id_prefix)
 
     def decoding_options(self) -> dict[str, Any]:
-        """All settings, because the config of TFDS does not depend on them."""
+        """Returns all settings, because the config of TFDS does not depend on them."""
         return to_json(self)

@@ -31,7 +31,7 @@ class PreparedBuilder(ReadOnlyBuilder, skip_registration=True):
 
 
 def build(settings: Tfds, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """The TFDS builder of the prepared data set; prepares it below `data_dir` if it is not prepared anywhere.
+    """Returns the TFDS builder of the prepared data set; prepares it below `data_dir` if it is not prepared anywhere.
 
     Raises:
       UserError: there is no such data set, it is prepared in another format, or it cannot be prepared here; the

@@ -103,14 +103,14 @@ class Decoder:
         return value.decode("utf-8", errors) if isinstance(value, bytes) else str(value)
 
     def _video(self, frames: Any) -> np.ndarray | None:
-        """The frames nearest to i / frames_per_second over the whole duration, uint8 [T, size, size, 3]."""
+        """Returns the frames nearest to i / frames_per_second over the whole duration, uint8 [T, size, size, 3]."""
         step = self._media.source_frames_per_second / self._media.frames_per_second
         count = int(len(frames) / step + 1e-6) or min(len(frames), 1)
         nearest = np.minimum(np.floor(np.arange(count) * step + 0.5).astype(int), len(frames) - 1)
         return np.stack([_image(frames[k], self._media.size) for k in nearest]) if count else None
 
     def _audio(self, value: Any, path: str) -> np.ndarray | None:
-        """The mean of all channels at the sample rate of the data set, int16 [n]; None for digital silence."""
+        """Returns the mean of all channels at the sample rate of the data set, int16 [n]; None for digital silence."""
         rate = self._source_rate
         if isinstance(value, bytes):
             samples, rate = soundfile.read(io.BytesIO(value), dtype="float32", always_2d=True)
@@ -152,7 +152,7 @@ def _source_rate(fields: Fields, media: MediaFormat) -> int:
 
 
 def _image(value: Any, size: int) -> np.ndarray:
-    """An encoded image, or pixels [H, W] or [H, W, C], as uint8 [size, size, 3]."""
+    """Returns an encoded image, or pixels [H, W] or [H, W, C], as uint8 [size, size, 3]."""
     if isinstance(value, bytes):
         with Image.open(io.BytesIO(value)) as image:
             return as_image(image, size)
@@ -166,7 +166,7 @@ def _image(value: Any, size: int) -> np.ndarray:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """The entry of nested dicts at a dotted path."""
+    """Returns the entry of nested dicts at a dotted path."""
     for part in path.split("."):
         tree = tree[part]
     return tree

@@ -37,7 +37,7 @@ class Fields:
 
 
 def select_fields(folder: Path, named: Mapping[str, str], labels: tuple[str, ...]) -> Fields:
-    """The named fields; without named media the first field of each media type.
+    """Returns the named fields; without named media the first field of each media type.
 
     Args:
       folder: folder of the prepared data set.
@@ -79,7 +79,7 @@ def _media_by_type(specs: dict[str, Spec]) -> dict[str, str]:
 
 
 def is_integer(spec: Spec) -> bool:
-    """Whether a field is a scalar integer."""
+    """Returns whether a field is a scalar integer."""
     if type_of(spec) == "ClassLabel":
         return True
     tensor = spec.get("tensor", {})

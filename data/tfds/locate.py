@@ -32,8 +32,8 @@ def parse_name(text: str) -> DatasetName:
 
 
 def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
-    """The folder of a prepared data set in the first of some data folders, ArrayRecord before other formats and newer
-    versions before older ones; None if there is none.
+    """Returns the folder of a prepared data set in the first of some data folders, ArrayRecord before other formats and
+    newer versions before older ones; None if there is none.
 
     Args:
       dataset: name of the data set.
@@ -67,7 +67,7 @@ def find_prepared(dataset: DatasetName, roots: list[Path]) -> Path | None:
 
 
 def format_of(folder: Path) -> str:
-    """The file format of a prepared data set, such as "array_record" or "tfrecord".
+    """Returns the file format of a prepared data set, such as "array_record" or "tfrecord".
 
     Raises:
       UserError: its dataset_info.json is damaged.
@@ -79,6 +79,6 @@ def format_of(folder: Path) -> str:
 
 
 def _version(folder: Path) -> tuple[int, ...]:
-    """The version that names a folder, as integers; () if it is not a version."""
+    """Returns the version that names a folder, as integers; () if it is not a version."""
     parts = folder.name.split(".")
     return tuple(map(int, parts)) if all(part.isdigit() for part in parts) else ()

@@ -273,15 +273,15 @@ def _spatial_shape(config: SDVAE | Flux2VAE | TemporalConfig, media: tuple[int, 
 
 
 def uses_pretrained(config: AnyAutoencoder) -> bool:
-    """Whether the weights are supplied by the user instead of fitted to the data."""
+    """Returns whether the weights are supplied by the user instead of fitted to the data."""
     return isinstance(config, PRETRAINED)
 
 
 def can_decode(config: AnyAutoencoder | None) -> bool:
-    """Whether the autoencoder itself is available, in addition to its latents."""
+    """Returns whether the autoencoder itself is available, in addition to its latents."""
     return not isinstance(config, Precomputed)
 
 
 def config_without_path(config: AnyAutoencoder) -> dict[str, Any]:
-    """A config as JSON data, without the path of the weights."""
+    """Returns a config as JSON data, without the path of the weights."""
     return {name: value for name, value in to_json(config).items() if name != "path"}

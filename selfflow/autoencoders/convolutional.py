@@ -106,7 +106,7 @@ class Network:
             }
 
         def orthogonal_pair(inputs: int, outputs: int) -> tuple[Convolution, Convolution]:
-            """An orthogonal layer and its transpose."""
+            """Returns an orthogonal layer and its transpose."""
             kernel = jax.nn.initializers.orthogonal()(next(keys), (inputs, outputs)).reshape(
                 *pointwise, inputs, outputs
             )
@@ -219,7 +219,7 @@ def space_to_depth(x: Float[Array, "B ... C"], stride: tuple[int, ...]) -> Float
 
 
 def depth_to_space(x: Float[Array, "B ... D"], stride: tuple[int, ...]) -> Float[Array, "B ... C"]:
-    """The inverse of `space_to_depth`."""
+    """Returns the inverse of `space_to_depth`."""
     batch, *sizes, depth = x.shape
     axes, channels = len(stride), depth // math.prod(stride)
     order = [0]

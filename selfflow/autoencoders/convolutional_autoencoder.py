@@ -54,7 +54,7 @@ class ConvolutionalAutoencoder:
         self._decode = jax.jit(partial(_decode, self.network))
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
-        """The means of the latents."""
+        """Returns the means of the latents."""
         return self.encode_distribution(media)[0]
 
     def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:
@@ -187,7 +187,8 @@ def _padded_frames(x: np.ndarray, padding: int, start: int, stop: int) -> np.nda
 
 
 def _round_up(count: int) -> int:
-    """The next of few numbers, all up to 8 and four per octave above, so that clips of many lengths share programs."""
+    """Returns the next of few numbers, all up to 8 and four per octave above, so that clips of many lengths share
+    programs."""
     step = 2 ** max(0, math.ceil(math.log2(count)) - 3)
     return -(-count // step) * step
 
@@ -225,7 +226,7 @@ def _check_tensor(tensors: dict[str, np.ndarray], name: str, shape: tuple[int, .
 
 
 def _params(network: Network, tensors: dict[str, np.ndarray], dtype: str, path: Path) -> dict[str, Any]:
-    """The parameter tree of a network, from tensors by dotted names."""
+    """Returns the parameter tree of a network, from tensors by dotted names."""
     paths, structure = jax.tree_util.tree_flatten_with_path(jax.eval_shape(network.init, jax.random.key(0)))
     leaves = []
     for key_path, x in paths:

@@ -45,7 +45,7 @@ def write(
 
 
 def read_config(path: Path, modality: str) -> Convolutional:
-    """The config of the autoencoder in a file, for a modality.
+    """Returns the config of the autoencoder in a file, for a modality.
 
     Raises:
       UserError: if the file has no autoencoder, or that of other modalities.

@@ -59,7 +59,7 @@ class DiffusersAutoencoder:
         self._medium = MEDIA["image"] if by_image else medium_of(config.modalities[0])
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
-        """The means of the latents."""
+        """Returns the means of the latents."""
         return self.encode_distribution(media)[0]
 
     def encode_distribution(
@@ -170,7 +170,7 @@ def pin_revision(config: Diffusers, path: Path) -> str:
 
 
 def read_config(name: str, path: str, images_only: bool) -> Diffusers:
-    """The config of the autoencoder of a class in a folder or on the hub, measured on small media.
+    """Returns the config of the autoencoder of a class in a folder or on the hub, measured on small media.
 
     Raises:
       UserError: as `pin_revision`.

@@ -21,7 +21,8 @@ _LOADED: dict[tuple[str, str, str, str], tuple[Any, str]] = {}
 
 
 def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
-    """An autoencoder of diffusers and its identity: class and hash of weights and config. The last one is cached.
+    """Returns an autoencoder of diffusers and its identity: class and hash of weights and config. The last one is
+    cached.
 
     Raises:
       UserError: if diffusers or torch is missing, or there is no such autoencoder.
@@ -194,7 +195,7 @@ def _latent_shape(model: Any, media: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _json_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A model's config as JSON data, without the private fields that hold path and version."""
+    """Returns a model's config as JSON data, without the private fields that hold path and version."""
     plain = {}
     for name, value in config.items():
         if not name.startswith("_"):

@@ -76,7 +76,7 @@ def pack(z_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B h w 4*C"]:
 
 
 def unpack(z_BHWC: Float[Array, "B h w 4*C"]) -> Float[Array, "B H W C"]:
-    """The inverse of `pack`."""
+    """Returns the inverse of `pack`."""
     batch, height, width, channels = z_BHWC.shape
     split = z_BHWC.reshape(batch, height, width, channels // _PACK**2, _PACK, _PACK).transpose(0, 1, 4, 2, 5, 3)
     return split.reshape(batch, height * _PACK, width * _PACK, channels // _PACK**2)

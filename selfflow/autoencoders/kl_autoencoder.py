@@ -55,7 +55,7 @@ class KLAutoencoder:
         self._decode = jax.jit(partial(_decode, groups=config.groups, packed=packed))
 
     def encode(self, media: np.ndarray) -> Float[np.ndarray, "... C"]:
-        """The means of the latents of images."""
+        """Returns the means of the latents of images."""
         return self.encode_distribution(media)[0]
 
     def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], Float[np.ndarray, "... C"]]:

@@ -19,7 +19,7 @@ _BATCH_NORM = {"bn.running_mean", "bn.running_var"}
 
 
 def read_kl(weights: Weights) -> dict[str, Any]:
-    """The parameters of a network: {"encoder", "decoder"}, and "quant" and "post_quant" if it has them.
+    """Returns the parameters of a network: {"encoder", "decoder"}, and "quant" and "post_quant" if it has them.
 
     Args:
       weights: arrays by their names in diffusers.
@@ -128,7 +128,7 @@ class _Reader:
         return block
 
     def levels(self, side: str, name: str, sampler: str, channels: int) -> tuple[list[dict[str, Any]], int]:
-        """The levels of encoder or decoder, and the channels after the last.
+        """Returns the levels of encoder or decoder, and the channels after the last.
 
         Args:
           side: "encoder" or "decoder".

@@ -66,7 +66,7 @@ class PatchPCA:
         return np.moveaxis(x, -4, -3).reshape(*lead, height // p, width // p, 3 * p * p)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
-        """The inverse of `frames`, rounded to uint8."""
+        """Returns the inverse of `frames`, rounded to uint8."""
         *lead, rows, columns, _ = frames.shape
         p = self.patch
         x = np.moveaxis(frames.reshape(*lead, rows, columns, p, p, 3), -3, -4)
@@ -113,7 +113,7 @@ class MdctPCA:
         return scipy.fft.dst(self._lap(blocks, -1), type=4, norm="ortho", axis=-1)
 
     def media(self, frames: np.ndarray) -> np.ndarray:
-        """The inverse of `frames`, rounded to int16."""
+        """Returns the inverse of `frames`, rounded to int16."""
         blocks = self._lap(scipy.fft.dst(frames, type=4, norm="ortho", axis=-1), 1)
         return from_unit_range(blocks.reshape(*blocks.shape[:-2], -1), MEDIA["audio"])
 
@@ -207,7 +207,7 @@ class LinearAutoencoder:
         return self._latents(self.config.frames(media)).astype(np.float32)
 
     def encode_distribution(self, media: np.ndarray) -> tuple[Float[np.ndarray, "... C"], None]:
-        """The latents, and None for their standard deviation: a linear autoencoder is deterministic."""
+        """Returns the latents, and None for their standard deviation: a linear autoencoder is deterministic."""
         return self.encode(media), None
 
     def decode(self, latents: Float[np.ndarray, "... C"]) -> np.ndarray:

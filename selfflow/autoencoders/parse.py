@@ -20,7 +20,7 @@ NAMES = {config.kind.replace("_", "-"): config for config in typing.get_args(Any
 
 
 def parse_autoencoder(text: str, modality: str, previous: AnyAutoencoder | None = None) -> AnyAutoencoder:
-    """The config of `NAME` or `NAME=PATH`; fields that neither name nor file determine have their defaults.
+    """Returns the config of `NAME` or `NAME=PATH`; fields that neither name nor file determine have their defaults.
 
     Args:
       text: text to parse.

@@ -56,7 +56,7 @@ def init_from_pca(network: Network, params: dict[str, Any], sets: Sequence[np.nd
 
 
 def _pointwise(network: Network, kernel: np.ndarray, bias: np.ndarray) -> Convolution:
-    """A convolution whose window is one position."""
+    """Returns a convolution whose window is one position."""
     window = (1,) * len(network.downsampling)
     return Convolution(jnp.asarray(kernel.reshape(window + kernel.shape)), jnp.asarray(bias))
 
@@ -99,7 +99,7 @@ def _moments(
 def _principal_components(
     mean: Float[np.ndarray, "D"], covariance: Float[np.ndarray, "D D"], width: int, rng: np.random.Generator
 ) -> _LinearPair:
-    """The directions of the largest variances, in a random rotation, since blocks treat all channels alike.
+    """Returns the directions of the largest variances, in a random rotation, since blocks treat all channels alike.
 
     Empty directions of the input and free channels of the output get random weights: with zeros a layer would never
     learn to use what a block adds there, since its gradient would be zero, too.

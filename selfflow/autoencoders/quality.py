@@ -80,7 +80,7 @@ def reconstruction_quality(
 
 
 def reconstruction_metrics(modality: str, original: Clips, decoded: Clips, rate: float) -> dict[str, float]:
-    """Each error that the medium names, over clips that may differ in length.
+    """Returns each error that the medium names, over clips that may differ in length.
 
     Args:
       modality: modality of the clips.

@@ -32,7 +32,7 @@ class Weights:
         self.path, self.weights, self.network = path, weights, network
 
     def take(self, key: str, *shape: int) -> np.ndarray:
-        """A tensor as float64.
+        """Returns a tensor as float64.
 
         Raises:
           UserError: if the file has no tensor of this key and shape.
@@ -48,7 +48,8 @@ class Weights:
         return tensor.astype(np.float64)
 
     def convolution(self, key: str, norm: str, *shape: int, eps: float) -> Convolution:
-        """A convolution of torch's shape [O, I, *window] without bias, with the batch normalisation after it folded in.
+        """Returns a convolution of torch's shape [O, I, *window] without bias, with the batch normalisation after it
+        folded in.
 
         Raises:
           UserError: if a tensor is missing or of another shape, or a variance is below 0.
@@ -63,7 +64,7 @@ class Weights:
 
     @staticmethod
     def plain(kernel: np.ndarray, bias: np.ndarray) -> Convolution:
-        """A convolution of torch's shape [O, I, *window] and its bias."""
+        """Returns a convolution of torch's shape [O, I, *window] and its bias."""
         last = np.moveaxis(kernel, (0, 1), (-1, -2))
         return Convolution(jnp.asarray(last, jnp.float32), jnp.asarray(bias, jnp.float32))
 

@@ -82,13 +82,13 @@ class EffNetEncoder:
 
 @jax.jit
 def forward(params: list[Any], x_BHWC: UInt8[Array, "B H W 3"]) -> Float[Array, "B 112"]:
-    """The mean of `last_map` over positions."""
+    """Returns the mean of `last_map` over positions."""
     return last_map(params, x_BHWC).mean(axis=(1, 2))
 
 
 @jax.jit
 def last_map(params: list[Any], x_BHWC: UInt8[Array, "B H W 3"]) -> Float[Array, "B 14 14 112"]:
-    """The last map of 112 channels, at stride 16.
+    """Returns the last map of 112 channels, at stride 16.
 
     Args:
       params: as `_params` returns them.

@@ -59,7 +59,7 @@ class Inception:
 
 @jax.jit
 def forward(params: Params, x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array, "B 2048"]:
-    """The last pool of images in 0..255."""
+    """Returns the last pool of images in 0..255."""
     x = (x_BHWC - 128) / 128
     # Stem: [B, 299, 299, 3] -> [B, 35, 35, 192].
     x = _unit(params, "Conv2d_1a_3x3", x, 2, "VALID")
@@ -81,7 +81,7 @@ def forward(params: Params, x_BHWC: Float[Array, "B 299 299 3"]) -> Float[Array,
 
 
 def _unit(params: Params, name: str, x: jax.Array, stride: int = 1, padding: str = "SAME") -> jax.Array:
-    """A convolution, its folded batch normalisation, and ReLU."""
+    """Returns a convolution, its folded batch normalisation, and ReLU."""
     return jax.nn.relu(convolve(x, params[name], stride, padding))
 
 

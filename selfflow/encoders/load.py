@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=8)
 def load_encoder(config: Encoder) -> FrozenEncoder:
-    """The encoder of a config, read once per process.
+    """Returns the encoder of a config, read once per process.
 
     Raises:
       UserError: if a package is not installed, or files are missing, damaged or of another model.
@@ -35,7 +35,7 @@ def load_encoder(config: Encoder) -> FrozenEncoder:
 
 @lru_cache(maxsize=1)
 def cached_text_encoder(text: Text) -> "TextEncoder":
-    """The caption encoder of a config, read once per process.
+    """Returns the caption encoder of a config, read once per process.
 
     Raises:
       UserError: as `load_text_encoder`.

@@ -18,7 +18,7 @@ _BATCH = 4
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a file holds a TorchScript program beside weights."""
+    """Returns whether a file holds a TorchScript program beside weights."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any("/code/" in name for name in archive.namelist())

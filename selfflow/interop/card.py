@@ -29,7 +29,7 @@ NOT_IN_TRAINING = set(
 
 
 def model_card(run: "Run", description: "Description", provenance: dict[str, Any], parameters: dict[str, int]) -> str:
-    """The text of `README.md`.
+    """Returns the text of `README.md`.
 
     Args:
       run: the run.
@@ -211,7 +211,7 @@ def _probe_table(probes: dict[str, dict[str, dict[str, float]]]) -> str:
 
 
 def _metrics(run: "Run", description: "Description") -> list[str]:
-    """The training metrics of the step, if they were logged."""
+    """Returns the training metrics of the step, if they were logged."""
     rows = [row for row in run.metrics() if row["step"] == description.step]
     if not rows:
         return []
@@ -234,7 +234,7 @@ def _licence(run: "Run", provenance: dict[str, Any]) -> str:
 
 
 def _licences(run: "Run", provenance: dict[str, Any]) -> dict[str, str]:
-    """The licence of each source of the weights: data of this run and of its ancestors, and imported files."""
+    """Returns the licence of each source of the weights: data of this run and of its ancestors, and imported files."""
     licences = {name: data.licence for name, data in run.experiment.data.items()}
     ancestors = provenance.get("ancestors", [])
     for ancestor in ancestors:
@@ -265,12 +265,12 @@ def _made_with(provenance: dict[str, Any]) -> str:
 
 
 def _run_of(ancestor: dict[str, Any]) -> str:
-    """The name of a run, without the path to its folder."""
+    """Returns the name of a run, without the path to its folder."""
     return f"the run {_plain(ancestor['run'].rstrip('/').rsplit('/', 1)[-1])}"
 
 
 def _file_of(origin: dict[str, Any]) -> str:
-    """The name of an imported file, without the path to its folder."""
+    """Returns the name of an imported file, without the path to its folder."""
     return f"{origin['file'].rsplit('/', 1)[-1]} (sha256 {origin['sha256']})"
 
 

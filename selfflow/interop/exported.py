@@ -156,7 +156,7 @@ def _read_description(path: Path) -> Description:
 
 
 def _build_sit(path: Path, weights: dict[str, np.ndarray], description: Description) -> tuple[SiT, Projector | None]:
-    """A SiT and its projector. `weights` is emptied, so that memory holds them once."""
+    """Returns a SiT and its projector. `weights` is emptied, so that memory holds them once."""
     config, config_path = description.model, path.with_name(CONFIG)
     config.check(description.modalities, f"{config_path}: modalities")
     # Checked before a model of that size is built: weights have most sizes, too.
@@ -178,7 +178,7 @@ def _build_sit(path: Path, weights: dict[str, np.ndarray], description: Descript
 def _build_joint(
     path: Path, weights: dict[str, np.ndarray], description: Description
 ) -> tuple[JointTransformer, Projector | None]:
-    """A joint transformer and its projector. `weights` is emptied, so that memory holds them once."""
+    """Returns a joint transformer and its projector. `weights` is emptied, so that memory holds them once."""
     # Structures and shapes first, without arrays.
     structures, states = {}, {}
     try:

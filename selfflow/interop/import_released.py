@@ -53,7 +53,7 @@ def import_released_sit(file: Path, out: Path, num_heads: int | None = None, pat
 
 
 def _experiment(config: SiTConfig, projector: bool) -> Experiment:
-    """The experiment of an imported run: a model without data and without steps."""
+    """Returns the experiment of an imported run: a model without data and without steps."""
 
     def layer(share: float) -> int:
         # Weights do not determine the layers of the alignment: the paper's shares of the depth are 8 and 20 of 28.

@@ -78,7 +78,7 @@ def load_released_sit(path: str | PathLike, *, num_heads: int | None, patch_size
 
 
 def sit_of(path: Path, weights: dict[str, np.ndarray], config: SiTConfig, projector: bool) -> SiT:
-    """A SiT of a given shape with weights in the released layout.
+    """Returns a SiT of a given shape with weights in the released layout.
 
     Args:
       path: path of the file with the weights, for errors.
@@ -114,7 +114,7 @@ def sit_of(path: Path, weights: dict[str, np.ndarray], config: SiTConfig, projec
 
 
 def released_sit_weights(model: SiT) -> dict[str, np.ndarray]:
-    """The weights of a SiT in the released layout, bit for bit those that `load_released_sit` reads.
+    """Returns the weights of a SiT in the released layout, bit for bit those that `load_released_sit` reads.
 
     Args:
       model: model with or without a projector.
@@ -147,7 +147,7 @@ def released_layout(state: dict[str, Any], config: SiTConfig, projector: bool) -
 
 
 def sit_config(path: Path, weights: dict[str, np.ndarray], heads: int | None, patch: int) -> tuple[SiTConfig, bool]:
-    """The shape of weights in the released layout, and whether they include the projector.
+    """Returns the shape of weights in the released layout, and whether they include the projector.
 
     Args:
       path: path of the file with the weights, for errors.

@@ -80,7 +80,7 @@ class Lease:
             raise UserError(f"{self._url}: another process holds the lease: wait for it, or use another --workdir")
 
     def _wait_for_expiry(self) -> bytes | None:
-        """The content of a lease that has expired; None if it was released meanwhile."""
+        """Returns the content of a lease that has expired; None if it was released meanwhile."""
         # Expiry is measured on this machine's clock, from the last change seen: clocks of hosts may differ.
         content, since = read_object(self._url), time.monotonic()
         announced = False
@@ -141,8 +141,8 @@ def _namespace() -> str:
 
 
 def _ended_here(content: bytes) -> bool:
-    """Whether the holder was a process of this machine that has ended, so that its lease can be taken over before it
-    expires."""
+    """Returns whether the holder was a process of this machine that has ended, so that its lease can be taken over
+    before it expires."""
     holder = _parse(content)
     if holder is None or holder.get("where") != _namespace():
         return False
@@ -156,7 +156,7 @@ def _ended_here(content: bytes) -> bool:
 
 
 def _parse(content: bytes | None) -> dict[str, Any] | None:
-    """The fields of a lease; None if there is none, empty if it is damaged."""
+    """Returns the fields of a lease; None if there is none, empty if it is damaged."""
     if content is None:
         return None
     try:

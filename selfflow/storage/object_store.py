@@ -38,7 +38,7 @@ class IncompleteObject(Exception):
 
 
 def list_objects(url: str) -> dict[str, ObjectInfo]:
-    """All objects below a folder, by their paths in it; empty for a folder that does not exist.
+    """Returns all objects below a folder, by their paths in it; empty for a folder that does not exist.
 
     Raises:
       UserError: if the bucket does not exist, may not be listed, or does not answer.
@@ -59,7 +59,7 @@ def object_info(url: str) -> ObjectInfo:
 
 
 def read_object(url: str) -> bytes | None:
-    """The content of a small object; None if it does not exist."""
+    """Returns the content of a small object; None if it does not exist."""
     try:
         return _request(url, lambda client: client.cat_file(url), may_be_missing=True)
     except MissingObject:
@@ -124,7 +124,7 @@ def _info(facts: dict[str, Any]) -> ObjectInfo:
 
 
 def _request(url: str, call: Callable[[Any], Answer], *, may_be_missing: bool = False) -> Answer:
-    """The result of a call on the client of a URL; retried for minutes while the store does not answer."""
+    """Returns the result of a call on the client of a URL; retried for minutes while the store does not answer."""
     client, bucket = client_of(url), "/".join(url.split("/")[:3])
     for wait in (*_WAITS, None):
         try:
@@ -156,7 +156,7 @@ def _request(url: str, call: Callable[[Any], Answer], *, may_be_missing: bool = 
 
 
 def _credentials_remedy(error: Exception, reason: str) -> str | None:
-    """The remedy if credentials are missing or insufficient, else None."""
+    """Returns the remedy if credentials are missing or insufficient, else None."""
     if type(error).__name__ in ("NoCredentialsError", "DefaultCredentialsError", "PartialCredentialsError"):
         return "log in (`gcloud auth application-default login`, `aws configure`), or set the credentials' environment"
     code = getattr(error, "code", None)
@@ -166,7 +166,7 @@ def _credentials_remedy(error: Exception, reason: str) -> str | None:
 
 
 def _is_store_error(error: Exception) -> bool:
-    """Whether the store or the network failed, and not this program or the local disk."""
+    """Returns whether the store or the network failed, and not this program or the local disk."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return False
     known = isinstance(error, OSError | asyncio.TimeoutError)
@@ -174,7 +174,7 @@ def _is_store_error(error: Exception) -> bool:
 
 
 def client_of(url: str) -> Any:
-    """The fsspec file system for a URL.
+    """Returns the fsspec file system for a URL.
 
     Raises:
       UserError: if its package is not installed.
@@ -184,7 +184,7 @@ def client_of(url: str) -> Any:
 
 @lru_cache(maxsize=4)
 def _client(scheme: str, process: int) -> Any:
-    """The fsspec file system of a scheme; each process needs its own."""
+    """Returns the fsspec file system of a scheme; each process needs its own."""
     try:
         import fsspec
 

@@ -13,7 +13,7 @@ from selfflow.errors import UserError
 
 
 def bucket_url(path: str | Path) -> str | None:
-    """The URL of a path in a bucket, such as "gs://bucket/folder"; None for a local path.
+    """Returns the URL of a path in a bucket, such as "gs://bucket/folder"; None for a local path.
 
     pathlib collapses `gs://bucket` to `gs:/bucket`, and flags are parsed to paths: both forms are accepted.
     """
@@ -25,7 +25,7 @@ def bucket_url(path: str | Path) -> str | None:
 
 
 def local_path(path: str | Path, owner: str = "own") -> Path:
-    """A local path with `~` expanded; for a URL the folder of its local copy.
+    """Returns a local path with `~` expanded; for a URL the folder of its local copy.
 
     Args:
       path: local path or URL.
@@ -36,7 +36,7 @@ def local_path(path: str | Path, owner: str = "own") -> Path:
 
 
 def url_of_copy(path: Path) -> str | None:
-    """The URL that a local copy mirrors; None for other local paths."""
+    """Returns the URL that a local copy mirrors; None for other local paths."""
     try:
         _, scheme, *rest = path.absolute().relative_to(_copies()).parts
     except (ValueError, UserError):  # it lies elsewhere; without a home folder there are no copies

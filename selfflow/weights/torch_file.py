@@ -146,7 +146,7 @@ class _ZipFile:
 
 
 def _select_tensors(path: Path, content: object) -> dict[str, Tensor]:
-    """The state dict in the content of a file."""
+    """Returns the state dict in the content of a file."""
     for name in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]

@@ -154,7 +154,7 @@ class _TensorUnpickler(pickle.Unpickler):
             raise Refused(_printable(f"{module}.{name}")) from None
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A storage from its description, ("storage", type, key, device, number of elements).
+        """Returns a storage from its description, ("storage", type, key, device, number of elements).
 
         Files from before torch 1.6 have a sixth part for views into storages, which torch has not made since 0.4.
         """
@@ -207,7 +207,7 @@ def _ordered_dict(*arguments: Any) -> _OrderedDict:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """The other arguments are `requires_grad` and the hooks, for which torch writes an empty dict."""
+    """Returns the other arguments are `requires_grad` and the hooks, for which torch writes an empty dict."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor without storage, shape or strides")
     if len(shape) != len(strides):
@@ -229,7 +229,7 @@ def _check_counts(*numbers: Any) -> None:
 
 
 def _printable(name: str) -> str:
-    """The name comes from the file and is printed on a terminal."""
+    """Returns the name comes from the file and is printed on a terminal."""
     return name[:200] if name.isprintable() else ascii(name)[:200]
 
 

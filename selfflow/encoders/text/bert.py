@@ -20,7 +20,7 @@ Params = dict[str, Any]
 
 
 def supports(config: dict[str, Any]) -> bool:
-    """Whether config.json describes what `forward` computes."""
+    """Returns whether config.json describes what `forward` computes."""
     return (
         config.get("model_type") == "bert"
         and config.get("hidden_act", "gelu") == "gelu"

@@ -20,7 +20,7 @@ INSTALL = (
 
 
 def find_folder(encoder: str) -> Path:
-    """The folder of `minilm`, or of a path.
+    """Returns the folder of `minilm`, or of a path.
 
     Raises:
       UserError: if the package is not installed, or there is no such folder.
@@ -41,7 +41,7 @@ def find_folder(encoder: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Returns a JSON object.
 
     Raises:
       UserError: if the file is missing or does not hold one.
@@ -83,7 +83,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, np.ndarray]:
-    """All floating-point tensors of safetensors files, as float32.
+    """Returns all floating-point tensors of safetensors files, as float32.
 
     Raises:
       UserError: if a file is damaged.
