@@ -20,10 +20,11 @@ Source = Callable[[], tuple[np.ndarray, np.ndarray]]
 
 
 def split_rows(digits: np.ndarray) -> Iterator[tuple[str, int]]:
-    """(split, row of the source) of every digit: of each class the first 80 % train, then 10 % validate, 10 % test.
+    """Yields (split, row of the source) of every digit. The first 80 % of each class are for training, the next 10 %
+    for validation and the last 10 % for testing.
 
-    Splits are blocks, because neighbours in the source may be by one writer. Within a split the classes alternate, so
-    that its beginning is as balanced as all of it.
+    Within each class, splits are contiguous blocks, because neighbouring digits in the source may be by the same
+    writer. Within a split, the classes alternate, so that its beginning is as balanced as the whole.
     """
     rows_by_class = [np.flatnonzero(digits == digit) for digit in range(len(NAMES))]
     start = 0.0
@@ -59,7 +60,7 @@ def build_handwriting(
     exist.
 
     Raises:
-      UserError: as raised by `source`; or `data_dir` cannot be written.
+      UserError: `source` raises it, or `data_dir` cannot be written to.
     """
 
     class HandwritingBuilder(RecordsBuilder, skip_registration=True):

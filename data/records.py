@@ -1,4 +1,4 @@
-"""Random access to the records of a built data set, of any kind and with damaged shards."""
+"""Random access to the records of a built data set of any kind, even if some shards are damaged."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -70,7 +70,7 @@ def read_splits(folder: Path, info: dict[str, Any] | None = None) -> dict[str, S
 
 
 def shard_paths(folder: Path, info: dict[str, Any], split: str, template: str, count: int) -> list[Path]:
-    """Returns the `count` shards of a split, named by a template of TFDS; "" is its default."""
+    """Returns the paths of the `count` shards of a split, named by `template`; "" for the default of TFDS."""
     if not count:
         return []
     from tensorflow_datasets.core import naming
@@ -82,7 +82,7 @@ def shard_paths(folder: Path, info: dict[str, Any], split: str, template: str, c
 
 
 def next_template(template: str) -> str:
-    """Returns a template with other file names than `template` gives: kept1-NAME, then kept2-NAME, and so on."""
+    """Returns a template whose file names differ from those of `template`: kept1-NAME, then kept2-NAME, and so on."""
     from tensorflow_datasets.core import naming
 
     head, slash, tail = (template or naming.DEFAULT_FILENAME_TEMPLATE).rpartition("/")

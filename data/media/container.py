@@ -9,7 +9,8 @@ import av
 
 from selfflow.data.report import Notes, Unusable
 
-# FFmpeg renders texts as terminals and follows playlists to other files; Pillow reads images.
+# Formats not read here: texts, which FFmpeg renders as a terminal does; playlists, which refer to other files; and
+# images, which Pillow reads.
 _OTHER_FORMATS = {"tty", "ansi", "bin", "xbin", "adf", "idf", "hls", "dash", "concat", "gif", "apng", "image2", "ico"}
 _OTHER_FORMATS |= {"webp", "jpegxl_anim"}
 # Brands of images in ISO media files (HEIF, AVIF). FFmpeg presents their tiles and thumbnails as streams.
@@ -17,14 +18,14 @@ _IMAGE_BRANDS = {"mif1", "mif2", "msf1", "miaf", "heic", "heix", "avif", "avis"}
 # Containers that store when a frame is decoded, and not when it is shown.
 _DECODING_TIMES = {"avi", "asf"}
 _NO_TIMESTAMPS = 0x80  # AVFMT_NOTIMESTAMPS
-# The decoders of FFmpeg itself leave out the transparency of WebM.
+# Decoders that read the transparency of WebM, which the native decoders of FFmpeg ignore.
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 # Formats whose headers contain an exact duration, not an estimate from the bit rate.
 _EXACT_DURATION = {"mov", "matroska", "avi", "flac", "asf", "flv", "aiff", "au"}
 UNKNOWN = "streams without a decoder"
 HEIF = "an image in a HEIF or AVIF file"
 _ERRORS = (av.FFmpegError, ValueError)
-# A title that is not UTF-8 must not make a file unreadable. From version 19 on, PyAV accepts them.
+# Files with titles that are not UTF-8 must remain readable. From version 19 on, PyAV accepts such titles.
 _TITLES = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
@@ -63,7 +64,8 @@ def inspect_container(path: Path) -> Container:
     """Finds the streams of a video or audio file.
 
     Raises:
-      Unusable: PyAV cannot open it, it has neither video nor audio, or it is an image of several tiles.
+      Unusable: PyAV cannot open it; it is an image, a text or a playlist; or it has no video or audio that can be
+        decoded.
     """
     with open_container(path) as container:
         formats = set(container.format.name.split(","))
@@ -75,7 +77,7 @@ def inspect_container(path: Path) -> Container:
             raise Unusable(HEIF, "convert it to JPEG or PNG")
         video = audio = None
         others = unknown = 0
-        # The first stream of each kind, as in players.
+        # Select the first stream of each kind, as media players do.
         for stream in container.streams:
             if stream.type not in ("video", "audio"):
                 continue
@@ -97,7 +99,7 @@ def inspect_container(path: Path) -> Container:
         has_display_times, decoder = has_timestamps, None
         if video is not None:
             stream = container.streams[video]
-            # In Matroska a tag means that the stream was copied from an AVI file, with its times.
+            # In Matroska, a codec tag means that the stream was copied from an AVI file and has its decoding times.
             copied = "matroska" in formats and stream.codec_context.codec_tag.strip("\0")
             has_display_times = has_timestamps and not (formats & _DECODING_TIMES or copied)
             decoder = _alpha_decoder(stream)
@@ -148,8 +150,8 @@ def _alpha_decoder(stream: "av.video.stream.VideoStream") -> str | None:
 def video_frames_with_times(
     container: "av.container.InputContainer", stream: "av.stream.Stream", notes: Notes, source: Container
 ) -> Iterator["av.VideoFrame | None"]:
-    """Yields the decoded frames of a video, whose `pts` is when each is shown, or None; None for what cannot be
-    decoded.
+    """Yields the decoded frames of a video, and None for each packet that cannot be decoded. The `pts` of a frame is
+    the time at which it is shown; None if unknown.
 
     Where a container stores decoding times alone, FFmpeg's estimate is late by the frames that the decoder delays, or
     out of order. There, frames are shown in the order in which they are decoded, at the times of the packets.
@@ -192,7 +194,7 @@ def decoded_frames(
             return
         if packet is None:
             return
-        # A packet that fails is skipped; the next key frame is decodable again.
+        # A packet that fails is skipped; decoding recovers at the next key frame.
         try:
             frames = context.decode(packet)
         except EOFError:
@@ -205,8 +207,8 @@ def decoded_frames(
 
 
 def note_structure(path: Path, notes: Notes) -> None:
-    """Remarks on parts that no decoder reads: a second file in a WAV, FLV or MP4 file, and the end of an incomplete
-    MP4."""
+    """Notes defects that no decoder reports: a second file joined to a WAV, FLV or MP4 file, and a missing end of an
+    MP4 file."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(12)
@@ -249,7 +251,7 @@ def _header_seconds(container: "av.container.InputContainer", path: Path) -> flo
         return None
     formats, seconds = set(container.format.name.split(",")), container.duration / av.time_base
     if "wav" in formats:
-        # FFmpeg gives the duration of what exists, the RIFF header that of the whole file.
+        # FFmpeg gives the duration of the data that exist; the RIFF header has the size of the whole file.
         with open(path, "rb") as file:
             head = file.read(8)
         whole_size, size = int.from_bytes(head[4:8], "little") + 8, path.stat().st_size

@@ -15,8 +15,8 @@ from selfflow.errors import UserError
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Returns an image file, or the first frame of a video, as uint8 [size, size, 3]: its largest centred square,
-    resized.
+    """Returns the largest centred square of an image, or of the first frame of a video, resized to uint8
+    [size, size, 3].
 
     Raises:
       UserError: the file is missing or contains no image.
@@ -66,7 +66,7 @@ def read_clip(path: Path, modalities: tuple[str, ...], media: Media) -> dict[str
 
 
 def _read_audio(path: Path, media: Media) -> np.ndarray:
-    """Returns the beginning of the audio in a file, int16 [samples]; a video is not decoded."""
+    """Returns the beginning of the audio in a file, int16 [samples], without decoding any video."""
     try:
         source = inspect_container(path)
         if source.audio is None:

@@ -18,10 +18,10 @@ from selfflow.media import medium_of
 
 
 class MediaFormat(NamedTuple):
-    """The media of decoded records.
+    """Format of the media in records, stored and decoded.
 
     Attributes:
-      shapes: nominal shapes by modality, which absent media have.
+      shapes: shapes by modality of the zeros that stand for absent media.
       size: height and width of images and frames, pixels.
       frames_per_second: frames per second of decoded videos.
       source_frames_per_second: frames per second of stored videos.
@@ -38,7 +38,7 @@ class MediaFormat(NamedTuple):
 
 
 class Decoder:
-    """`decoder(serialized)` is a record.
+    """Callable that decodes a serialized record: `decoder(serialized)` is the record in the common form.
 
     Args:
       folder: folder of the prepared data set.
@@ -47,7 +47,8 @@ class Decoder:
       id_prefix: text that the ids of records begin with.
 
     Raises:
-      UserError: a field has a type that cannot be decoded.
+      UserError: a field cannot be decoded as its modality, or the sample rate is unknown or does not fit the
+        frame rate.
     """
 
     def __init__(self, folder: Path, fields: Fields, media: MediaFormat, id_prefix: str):
@@ -86,7 +87,7 @@ class Decoder:
         return self._video(value) if modality == "video" else self._audio(value, path)
 
     def _id(self, stored: dict[str, Any], serialized: bytes) -> str:
-        # Ids that are not UTF-8 stay apart.
+        # Ids that are not UTF-8 remain distinct.
         if self._fields.id:
             return f"{self._id_prefix}{self._text(stored, self._fields.id, 'backslashreplace')}"
         # A hash of the contents is stable when TFDS shuffles or other records are removed.
@@ -94,7 +95,7 @@ class Decoder:
 
     def _text(self, stored: dict[str, Any], path: str, errors: str = "replace") -> str:
         value = _at(stored, path)
-        # The first of several texts.
+        # Take the first of several texts.
         while isinstance(value, list | np.ndarray):
             value = value[0] if len(value) else b""
         feature = _at(self._features, path)
@@ -103,7 +104,8 @@ class Decoder:
         return value.decode("utf-8", errors) if isinstance(value, bytes) else str(value)
 
     def _video(self, frames: Any) -> np.ndarray | None:
-        """Returns the frames nearest to i / frames_per_second over the whole duration, uint8 [T, size, size, 3]."""
+        """Returns the frames nearest to the times 0, 1 / frames_per_second, ..., uint8 [T, size, size, 3]; None if
+        there are no frames."""
         step = self._media.source_frames_per_second / self._media.frames_per_second
         count = int(len(frames) / step + 1e-6) or min(len(frames), 1)
         nearest = np.minimum(np.floor(np.arange(count) * step + 0.5).astype(int), len(frames) - 1)
@@ -117,7 +119,7 @@ class Decoder:
         else:
             samples = np.asarray(value)
             if samples.dtype.kind in "iu":
-                # TFDS keeps the numbers of the source in any integer type; nearly all sources have 16 bits.
+                # TFDS may store samples in a wider integer type than their source has; nearly all sources have 16 bits.
                 if np.abs(samples.astype(np.int64)).max(initial=0) > 32768:
                     raise UserError(
                         f"tfds.audio = {path!r}: holds samples of more than 16 bits, which cannot be scaled"

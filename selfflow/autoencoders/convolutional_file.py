@@ -38,7 +38,7 @@ def write(
     """
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in params.items()}
     tensors |= {"normalisation.mean": np.float32(mean), "normalisation.deviation": np.float32(std)}
-    # One entry: safetensors writes several in an order that varies, and files are identified by their hash.
+    # A single entry, because safetensors writes several in varying order, which would change the hash of the file.
     metadata = {"format": _FORMAT, "network": to_json(network), "sample_rate": rate}
     with atomic_write(path) as partial:
         partial.write_bytes(save(tensors, {_METADATA_KEY: json.dumps(metadata, sort_keys=True)}))
@@ -48,7 +48,7 @@ def read_config(path: Path, modality: str) -> Convolutional:
     """Returns the config of the autoencoder in a file, for a modality.
 
     Raises:
-      UserError: if the file has no autoencoder, or that of other modalities.
+      UserError: if the file contains no autoencoder, or one for other modalities.
     """
     network, rate, _ = read(path, weights=False)
     medium = medium_of(modality)
@@ -69,7 +69,7 @@ def read(path: Path, weights: bool = True) -> tuple[Network, int, dict[str, np.n
     """Network, audio samples per second and tensors of the autoencoder in a file.
 
     Raises:
-      UserError: if it is damaged, holds other data or a number that is not finite.
+      UserError: if the file is missing or damaged, holds other data, or holds a number that is not finite.
     """
     try:
         with safe_open(path, "np") as file:

@@ -14,15 +14,15 @@ from selfflow.data.shards import one_line
 from selfflow.errors import UserError
 from selfflow.media import to_unit_range
 
-# Media on which `measure` runs a model.
+# Sizes of the media on which `measure` runs a model: audio samples, and height and width of images and video.
 _TRIAL_SAMPLES, _TRIAL_SIDE = 2**15, 64
 
 _LOADED: dict[tuple[str, str, str, str], tuple[Any, str]] = {}
 
 
 def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, str]:
-    """Returns an autoencoder of diffusers and its identity: class and hash of weights and config. The last one is
-    cached.
+    """Returns an autoencoder of diffusers and its identity: class and hash of weights and config. The most
+    recently loaded autoencoder is cached.
 
     Raises:
       UserError: if diffusers or torch is missing, or there is no such autoencoder.
@@ -57,7 +57,7 @@ def load_model(name: str, path: str, subfolder: str, dtype: str) -> tuple[Any, s
     identity = f"{name}-{_weights_digest(model)}"
     model = model.eval().requires_grad_(False).to("cuda" if torch.cuda.is_available() else "cpu")
     if media_axes(model) == 3 and hasattr(model, "enable_tiling"):
-        model.enable_tiling()  # long audio in overlapping parts
+        model.enable_tiling()  # processes long audio in overlapping parts
     _LOADED.clear()  # two models may not fit in memory
     _LOADED[key] = model, identity
     return _LOADED[key]
@@ -70,18 +70,19 @@ def _weights_digest(model: Any) -> str:
     digest = hashlib.sha256(json.dumps(_json_config(dict(model.config)), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        # Scalars have no bytes to view.
+        # A tensor without axes cannot be viewed as bytes.
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode())
     return digest.hexdigest()[:12]
 
 
 def media_axes(model: Any) -> int:
-    """Axes of the media of a model: 3 for audio [B, C, samples], 4 for images, 5 for video [B, C, T, H, W]."""
+    """Returns the number of axes of the media of a model: 3 for audio [B, C, samples], 4 for images, 5 for video
+    [B, C, T, H, W]."""
     return max(x.ndim for x in model.encoder.parameters())
 
 
 def model_input(media: np.ndarray, model: Any) -> np.ndarray:
-    """Raw media as inputs of a model: channels first, in [-1, 1]; mono audio is repeated for all its channels."""
+    """Returns raw media as inputs of a model, channels first, in [-1, 1]; mono audio is repeated for every channel."""
     x = to_unit_range(media)
     if media_axes(model) == 3:
         return np.repeat(x[:, None], model.config.get("audio_channels", 1), axis=1)
@@ -90,7 +91,8 @@ def model_input(media: np.ndarray, model: Any) -> np.ndarray:
 
 
 def encode(model: Any, x: Any, first_frame: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """Mean and standard deviation of latents, channels last; with `first_frame` of the first latent frame alone."""
+    """Returns mean and standard deviation, or None, of latents, channels last; if `first_frame`, of the first latent
+    frame alone."""
 
     def to_numpy(z: Any) -> np.ndarray:
         z = z[:, :, 0] if first_frame and z.ndim == 5 else z
@@ -106,7 +108,7 @@ def encode(model: Any, x: Any, first_frame: bool = False) -> tuple[np.ndarray, n
 
 
 def decode(model: Any, z: Any) -> np.ndarray:
-    """Media, channels last, of latents [B, C, ...]."""
+    """Returns the media that latents [B, C, ...] decode to, channels last."""
     return np.moveaxis(model.decode(z.to(model.device, model.dtype)).sample.float().cpu().numpy(), 1, -1)
 
 
@@ -116,7 +118,7 @@ def normalisation(model: Any, channels: int) -> tuple[np.ndarray, np.ndarray]:
     if getattr(model, "bn", None) is not None:
         raise UserError(f"{type(model).__name__} normalises by a layer of its own: name flux2-vae for FLUX.2's")
     if "latents_mean" not in config and getattr(model, "latents_mean", None) is not None:
-        # Some models keep them beside their weights.
+        # Some models have mean and deviation as attributes, not in their config.
         for name in ("latents_mean", "latents_std"):
             config[name] = getattr(model, name).float().cpu().numpy()
     if config.get("latents_mean") is not None and config.get("latents_std") is not None:
@@ -180,7 +182,8 @@ def _measure_video(model: Any) -> dict[str, int]:
 
 
 def _latent_shape(model: Any, media: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape [1, ..., C] of the latent of media [C, ...], whose decoding must have the shape of the media."""
+    """Returns the shape [1, ..., C] of the latent of media [C, ...]; the decoded latent must have the shape of the
+    media."""
     import torch
 
     with torch.inference_mode():

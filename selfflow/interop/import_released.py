@@ -1,4 +1,4 @@
-"""A run folder with the weights of a released SiT."""
+"""Imports the weights of a released SiT into a run folder."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,9 +32,10 @@ def import_released_sit(file: Path, out: Path, num_heads: int | None = None, pat
     """Writes a run folder with the weights of a released SiT as student and EMA.
 
     Args:
-      file: .safetensors, or .pt, of which no code is executed.
+      file: path of a .safetensors or .pt file; code in a .pt file is not executed.
       out: the run folder, which does not exist yet or is empty.
-      num_heads: attention heads, which weights do not determine; by default those of the published SiT of this width.
+      num_heads: number of attention heads, which weights do not determine; by default that of the published SiT of
+        this width.
       patch_size: latent positions in a token along each axis.
 
     Raises:
@@ -56,7 +57,8 @@ def _experiment(config: SiTConfig, projector: bool) -> Experiment:
     """Returns the experiment of an imported run: a model without data and without steps."""
 
     def layer(share: float) -> int:
-        # Weights do not determine the layers of the alignment: the paper's shares of the depth are 8 and 20 of 28.
+        # Weights do not determine the layers of the alignment. The shares are those of the paper, where they give
+        # layers 8 and 20 of 28.
         return max(1, round(share * config.depth))
 
     return Experiment(

@@ -13,10 +13,10 @@ from selfflow.training.distributed import is_primary
 
 @dataclass(frozen=True)
 class Profile:
-    """Steps to profile; may change when a run is resumed."""
+    """Steps to profile. A resumed run may profile other steps."""
 
     steps: str = ""
-    """FIRST:END, counted from 1 and without END: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
+    """FIRST:END, counted from 1, END excluded: `10:15` traces steps 10 to 14 into RUN/profile; empty for none."""
 
     def __post_init__(self):
         self.step_range()
