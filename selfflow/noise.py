@@ -179,7 +179,7 @@ class _Schedule:
         return corruption.with_context(draw_context(keys_for(keys_B, "given"), self.context, modalities))
 
     def intervals(self, keys_B: Key[Array, "B"], corruption: Corruption, high: float) -> dict[str, Float[Array, "B K"]]:
-        """Returns a uniform number in [0, high) for each level, by modality: which is subtracted from a teacher's
+        """Returns a uniform number in [0, high) for each level, by modality, which is subtracted from a teacher's
         levels."""
         intervals = {}
         for m, level_BK in corruption.levels.items():

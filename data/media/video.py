@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
@@ -75,16 +76,16 @@ class _FrameReader:
 def _upright(pixels: np.ndarray, source: av.VideoFrame) -> tuple[np.ndarray, bool]:
     """Pixels [H, W, C] transformed by the display matrix of their frame, and whether height and width were
     exchanged."""
-    for side_data in source.side_data:
-        if side_data.type.name == "DISPLAYMATRIX":
-            # (x, y) of the source is shown at (a x + c y, b x + d y); y points downwards.
-            a, b, _, c, d = np.frombuffer(side_data, np.int32)[:5].tolist()
-            transposed = abs(b) + abs(c) > abs(a) + abs(d)
-            if transposed:
-                pixels, a, d = pixels.swapaxes(0, 1), c, b
-            pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-            return np.ascontiguousarray(pixels), transposed
-    return pixels, False
+    matrix = source.side_data.get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return pixels, False
+    # (x, y) of the source is shown at (a x + c y, b x + d y); y points downwards.
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    transposed = abs(b) + abs(c) > abs(a) + abs(d)
+    if transposed:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    pixels = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(pixels), transposed
 
 
 def video_frames(source: Container, size: int, longest_lead: float, notes: Notes) -> Iterator[Frame]:

@@ -18,7 +18,7 @@
 #SBATCH --signal=TERM@600
 #SBATCH --requeue
 
-# JAX may wait for ever for the other processes behind a proxy.
+# JAX may wait without end for the other processes behind a proxy.
 unset http_proxy https_proxy HTTP_PROXY HTTPS_PROXY all_proxy ALL_PROXY
 
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" .venv/bin/selfflow train "$@"

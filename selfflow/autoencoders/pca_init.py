@@ -99,7 +99,7 @@ def _moments(
 def _principal_components(
     mean: Float[np.ndarray, "D"], covariance: Float[np.ndarray, "D D"], width: int, rng: np.random.Generator
 ) -> _LinearPair:
-    """Returns the directions of the largest variances, in a random rotation, since blocks treat all channels alike.
+    """Returns the directions of largest variance in a random rotation, since blocks treat all channels alike.
 
     Empty directions of the input and free channels of the output get random weights: with zeros a layer would never
     learn to use what a block adds there, since its gradient would be zero, too.

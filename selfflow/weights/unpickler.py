@@ -207,7 +207,7 @@ def _ordered_dict(*arguments: Any) -> _OrderedDict:
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    """Returns the other arguments are `requires_grad` and the hooks, for which torch writes an empty dict."""
+    """Returns a tensor; ignores the further arguments, `requires_grad` and the hooks."""
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ValueError("a tensor without storage, shape or strides")
     if len(shape) != len(strides):
@@ -229,7 +229,7 @@ def _check_counts(*numbers: Any) -> None:
 
 
 def _printable(name: str) -> str:
-    """Returns the name comes from the file and is printed on a terminal."""
+    """Returns a name from a file in a form that is safe to print on a terminal, at most 200 characters."""
     return name[:200] if name.isprintable() else ascii(name)[:200]
 
 
