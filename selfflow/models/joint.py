@@ -26,7 +26,7 @@ from selfflow.models.attention import attention, attention_weights
 from selfflow.models.blocks import DoubleBlock, SingleBlock, modulate
 from selfflow.models.execution import Attend, Segments, last_block, stack
 from selfflow.models.joint_config import JointConfig
-from selfflow.models.layers import Dense, rotary_angles, select, sinusoids, to_float32
+from selfflow.models.layers import Dense, rotary_angles, select, set_gates, sinusoids, to_float32
 from selfflow.models.separation import Groups, Order, separated_attention
 
 
@@ -314,9 +314,7 @@ def _modulation(
     layer: Dense, x_BKD: jax.Array, level_BN: jax.Array | None, count: int, open_gates: bool | jax.Array
 ) -> tuple[Float[Array, "B N D"], ...]:
     """The `count` parts of a modulation, for each token; every third is a gate, which `open_gates` sets to 1."""
-    parts = jnp.split(layer(x_BKD), count, axis=-1)
-    if open_gates is not False:
-        parts = [jnp.where(open_gates, 1, part) if i % 3 == 2 else part for i, part in enumerate(parts)]
+    parts = set_gates(jnp.split(layer(x_BKD), count, axis=-1), open_gates)
     return tuple(select(part, level_BN) for part in parts)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # Logical axes name the axes of a parameter, such as "embed"; the experiment's rules map them to axes of the mesh.
 Axes = tuple[str | None, str | None]
@@ -107,6 +107,14 @@ def rotate(x: Float[Array, "B N A H"], angles: Float[Array, "*B N H/2"]) -> Floa
     first, second = pairs[..., 0], pairs[..., 1]
     rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
     return rotated.reshape(x.shape).astype(x.dtype)
+
+
+def set_gates(parts: list[jax.Array], open_gates: bool | Bool[Array, ""]) -> list[jax.Array]:
+    """Returns the parts of a modulation with its gates, every third part, set to 1 if `open_gates` is true."""
+    if open_gates is False:
+        return parts
+    # An array as `open_gates` lets one compiled program compute with open gates and with those of the network.
+    return [jnp.where(open_gates, 1, part) if i % 3 == 2 else part for i, part in enumerate(parts)]
 
 
 def select(modulation: Float[Array, "B K C"], assignment: Int[Array, "B N"] | None) -> Float[Array, "B N C"]:

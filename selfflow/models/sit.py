@@ -22,7 +22,7 @@ from selfflow.models.attention import attention
 from selfflow.models.blocks import modulate
 from selfflow.models.execution import Attend, Execution, Segments, last_block, stack
 from selfflow.models.joint import Caption, Output
-from selfflow.models.layers import Dense, select, sinusoids, to_float32
+from selfflow.models.layers import Dense, select, set_gates, sinusoids, to_float32
 from selfflow.models.projector import Projector
 from selfflow.models.separation import Groups, Order, separated_attention
 
@@ -134,9 +134,7 @@ class Block(nnx.Module):
         open_gates: bool | Bool[Array, ""],
     ) -> Float[Array, "B N D"]:
         # Computed per level and selected part by part: one [B, N, D] for each use, never [B, N, 6D].
-        parts = jnp.split(self.modulation(condition_BKD), 6, axis=-1)
-        if open_gates is not False:
-            parts = [jnp.where(open_gates, 1, p) if i % 3 == 2 else p for i, p in enumerate(parts)]
+        parts = set_gates(jnp.split(self.modulation(condition_BKD), 6, axis=-1), open_gates)
         shift1, scale1, gate1, shift2, scale2, gate2 = (select(part, assignment_BN) for part in parts)
         qkv = self.qkv(modulate(x_BND, shift1, scale1))
         q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.heads, -1), 3, axis=2)
