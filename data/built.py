@@ -120,7 +120,7 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
     fetch_folder(data_dir, INFO)
     try:
         if recorded and (data_dir / recorded / INFO).is_file():
-            builder = _open_recorded(settings, data_dir / recorded)
+            builder = _open_recorded(settings, data_dir, recorded)
         else:
             builder = load_builder(settings, data_dir)
     except ParseError as error:  # TFDS does not name the file
@@ -137,12 +137,13 @@ def build(settings: Dataset, data_dir: Path, recorded: str = "") -> BuiltDataset
     return BuiltDataset(settings, builder.info.full_name, Path(builder.data_dir), splits, metadata)
 
 
-def _open_recorded(settings: Dataset, folder: Path) -> "tfds.core.DatasetBuilder":
+def _open_recorded(settings: Dataset, data_dir: Path, name: str) -> "tfds.core.DatasetBuilder":
     from selfflow.data.tfds.builder import PreparedBuilder
 
+    folder = data_dir / name
     if settings.source_changed(folder):
         print(
-            f"{settings.kind}: the files in {settings.source_folder(folder)} have changed since {folder} was built: "
+            f"{settings.kind}: the files in {settings.source_folder(data_dir)} have changed since {folder} was built: "
             "this run keeps its data set; new runs build another",
             file=sys.stderr,
         )

@@ -239,7 +239,8 @@ def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused
     parameters = cores * bytes_on_device(state.params)
     optimizer = cores * bytes_on_device(state.optimizer)
     ema = cores * bytes_on_device(state.frozen)
-    arguments = parameters + optimizer + ema + cores * bytes_on_device(batch)
+    batch_bytes = cores * bytes_on_device(batch)
+    arguments = parameters + optimizer + ema + batch_bytes
     if isinstance(program, Refused):
         # The compiler reports only the total.
         temporaries, code = cores * int(program.used_bytes) - arguments, 0
@@ -251,7 +252,7 @@ def _memory(setup: FlowSetup, name: str, mesh: Mesh, program: Compiled | Refused
         parameters=parameters,
         optimizer=optimizer,
         ema=ema,
-        batch=cores * bytes_on_device(batch),
+        batch=batch_bytes,
         temporaries=temporaries,
         program=code,
         total=arguments + temporaries + code,

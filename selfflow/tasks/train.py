@@ -122,11 +122,11 @@ def _create_or_resume(task: TrainingTask, data_dir: Path) -> tuple[Checkpoints, 
 
     run_on_all(lambda: create() if is_primary() else None)
     checkpoints = Checkpoints(folder, cadence.keep_last, cadence.keep_every)
+    shapes = task.setup.abstract_state(task.mesh) if state is None else state
     if is_primary():
-        state_shapes = task.setup.abstract_state(task.mesh)
-        warn_of_space(folder, state_shapes, cadence, task.setup.experiment.steps, checkpoints.steps())
+        warn_of_space(folder, shapes, cadence, task.setup.experiment.steps, checkpoints.steps())
     if state is None:
-        state = checkpoints.restore_newest(task.setup.abstract_state(task.mesh))
+        state = checkpoints.restore_newest(shapes)
     return checkpoints, state
 
 
