@@ -2,8 +2,9 @@
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from selfflow.cli.folders import SETTINGS, claim_path, name_of_context, unused_path
 from selfflow.cli.parse import parse_run
@@ -12,9 +13,6 @@ from selfflow.sampling.generate import Sampler
 from selfflow.serialization import to_json
 from selfflow.storage.paths import bucket_url
 from selfflow.training.sharding import Devices
-
-if TYPE_CHECKING:
-    from selfflow.input.reader import Reader
 
 _EXAMPLE = "selfflow sample runs/any_to_any --modality audio --context video=clip.mp4 --count 8"
 # Options that do not affect the samples in a folder.
@@ -74,10 +72,7 @@ def main(arguments: list[str]) -> None:
     model = run.model(options.weights, options.step, mesh)
     modalities = tuple(filter(None, options.modality.split(",")))
     request = SampleRequest(modalities, options.context, options.sampler, options.label, options.caption)
-
-    def context_clips(component: str) -> "Reader":
-        return run.held_out(component, data_dir=options.data_dir)
-
+    context_clips = partial(run.held_out, data_dir=options.data_dir)
     sampler = RunSampler(run, request, model.params, context_clips, mesh)
 
     # All samples in a folder have the same settings, so that a later command can add samples with other numbers.

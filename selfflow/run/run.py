@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -256,11 +257,7 @@ class Run:
             raise UserError("weights untrained: samples are drawn from ema or student")
         request = SampleRequest(tuple(modalities), tuple(context), sampler, label, caption)
         model = self.model(weights, step, mesh)
-
-        def reader(component: str) -> "Reader":
-            return self.held_out(component, data_dir=data_dir)
-
-        run_sampler = RunSampler(self, request, model.params, reader, mesh)
+        run_sampler = RunSampler(self, request, model.params, partial(self.held_out, data_dir=data_dir), mesh)
         batches = list(run_sampler.batches(np.arange(count), seed, batch_size))
         return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 

@@ -23,11 +23,8 @@ def test_a_closed_pipe_ends_a_command_silently(arguments):
 
 @pytest.mark.parametrize("seconds", [0.2, 0.5, 1.0])
 def test_sigint_while_modules_are_imported_shows_no_traceback(seconds):
-    def default_sigint():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*COMMAND, "plan", "--help"], preexec_fn=default_sigint, **pipes)
+    process = subprocess.Popen([*COMMAND, "plan", "--help"], **pipes)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
