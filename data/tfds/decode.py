@@ -59,7 +59,7 @@ class Decoder:
             path = fields.media[modality]
             dtype = dtype_of(fields.specs[path])
             if dtype not in ("uint8", "uint16"):
-                raise UserError(f"tfds.{modality} = {path!r}: holds {dtype or 'no numbers'}, not pixels of 0 to 255")
+                raise UserError(f"tfds.{modality} = {path!r}: {dtype or 'no numbers'}, not pixels of 8 or 16 bits")
 
     def __call__(self, serialized: bytes) -> dict[str, Any]:
         stored = self._features.deserialize_example_np(serialized)

@@ -51,7 +51,7 @@ class Trace:
         self._folder, self._running, self._last = folder / "profile", False, 0
         if len(self._steps) < len(requested) and is_primary():
             what = f"steps {self._steps[0]} to {self._steps[-1]}" if self._steps else "nothing"
-            print(f"profile.steps {profile.steps}: traces {what}, as the run is at step {start}")
+            print(f"profile.steps {profile.steps}: traces {what}, as the run is at step {start} of {steps}")
 
     def before(self, step: int) -> None:
         """Starts the trace before its first step."""
